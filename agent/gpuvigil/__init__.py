@@ -1,0 +1,1 @@
+"""The training hook and the `gpuvigil` dispatcher: standard library alone, Python 3.9+."""

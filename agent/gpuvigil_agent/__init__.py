@@ -1,0 +1,1 @@
+"""The node daemon: polls the node, spools, streams."""

@@ -1,0 +1,75 @@
+"""AgentConfig: everything the agent can be told, one TOML file, unknown keys refused."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gpuvigil_protos.settings import Bytes, Seconds, Tls
+
+
+class Collector(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Where the collector is, and how patient the stream is."""
+
+    address: str = "127.0.0.1:9511"
+    flush_interval: Seconds = Seconds(1)
+    connect_timeout: Seconds = Seconds(5)
+    backoff_max: Seconds = Seconds(60)
+
+
+class Gpu(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Where GPU readings come from. `auto` takes NVML where a driver is there, else none."""
+
+    source: Literal["auto", "nvml", "simulated", "none"] = "auto"
+    call_deadline: Seconds = Seconds(5)
+    calls_per_second_max: int = 2000
+
+
+class Host(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Host readings. kernel_log: auto tries the journal, then /dev/kmsg."""
+
+    kernel_log: Literal["auto", "journal", "kmsg", "none"] = "auto"
+    filesystems: list[str] = msgspec.field(default_factory=list)
+
+
+class Spool(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The write-ahead log on this node. An empty directory means state_directory/spool."""
+
+    directory: str = ""
+    size_max: Bytes = Bytes(256 << 20)
+    sync_interval: Seconds = Seconds(1)
+
+
+class Metrics(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The agent's own metrics endpoint; port 0 picks a free one, an empty address turns it off."""
+
+    address: str = "127.0.0.1:9510"
+
+
+class Simulate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The simulated driver, host and kernel log; read only when gpu.source is "simulated"."""
+
+    profile: Literal["h100", "a100"] = "h100"
+    gpus: int = 8
+    load: Literal["training", "inference", "idle"] = "training"
+    seed: int = 1
+    host: bool = True
+    scenario: str = ""
+    start_ns: int = 0
+    truth_file: str = ""
+
+
+class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The whole file. node empty means the host name; with TLS the certificate's name wins."""
+
+    node: str = ""
+    state_directory: str = "/var/lib/gpuvigil-agent"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    collector: Collector = Collector()
+    gpu: Gpu = Gpu()
+    host: Host = Host()
+    spool: Spool = Spool()
+    metrics: Metrics = Metrics()
+    tls: Tls = Tls()
+    simulate: Simulate = Simulate()

@@ -1,0 +1,1 @@
+"""Simulated driver, host and kernel log for machines without GPUs."""

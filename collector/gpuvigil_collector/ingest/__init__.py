@@ -1,0 +1,1 @@
+"""Ingest workers: validate, ledger, recordings, shared-memory ring."""

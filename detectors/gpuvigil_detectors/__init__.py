@@ -1,0 +1,1 @@
+"""Pure detectors over Windows, and the decision that follows them."""

@@ -1,0 +1,1 @@
+"""The wire: messages, metric catalogue, fault classes, codec, config loading."""

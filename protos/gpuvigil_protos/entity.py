@@ -1,0 +1,65 @@
+"""Entity names: `kind:id`, the one way to say which GPU, link, disk or interface a value is about.
+
+The node itself is `node`. An NVLink is `nvlink:<GPU uuid>/<link>`. Names are hostile until checked: at
+most 200 printable ASCII characters, so that they are safe in logs, terminals, HTML and label values.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+NODE: Final = "node"
+ENTITY_MAX_CHARACTERS: Final = 200
+_ENTITY = re.compile(r"(node|(gpu|nvlink|disk|filesystem|interface|process):[!-~]{1,190})\Z")
+_NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
+
+
+def gpu(uuid: str) -> str:
+    """Name a GPU by its UUID, never by its index."""
+    return f"gpu:{uuid}"
+
+
+def nvlink(uuid: str, link: int) -> str:
+    """Name link number `link` of a GPU."""
+    return f"nvlink:{uuid}/{link}"
+
+
+def disk(name: str) -> str:
+    """Name a block device, `nvme0n1`."""
+    return f"disk:{name}"
+
+
+def filesystem(mount_point: str) -> str:
+    """Name a file system by its mount point; characters outside printable ASCII become `_`."""
+    return "filesystem:" + re.sub(r"[^!-~]", "_", mount_point)[:190]
+
+
+def interface(name: str) -> str:
+    """Name a network interface."""
+    return f"interface:{name}"
+
+
+def kind_of(entity: str) -> str:
+    """Return the part before the colon: `gpu`, `nvlink`, ..., `node`."""
+    return entity.partition(":")[0]
+
+
+def gpu_uuid_of(entity: str) -> str | None:
+    """Return the GPU's UUID that a gpu or nvlink entity belongs to, else None."""
+    kind, _, rest = entity.partition(":")
+    if kind == "gpu":
+        return rest
+    if kind == "nvlink":
+        return rest.rpartition("/")[0]
+    return None
+
+
+def is_valid_entity(text: str) -> bool:
+    """Tell whether text from outside is an entity name; quotes, HTML and backslashes are refused."""
+    return bool(_ENTITY.match(text)) and not any(character in "\"'<>\\`" for character in text)
+
+
+def is_valid_node_name(text: str) -> bool:
+    """Tell whether text from outside is a host name (RFC 1123 letters, digits, `.`, `-`, and `_`)."""
+    return bool(_NODE_NAME.match(text))

@@ -1,0 +1,167 @@
+"""Config files: one TOML file a program, decoded into msgspec structs that refuse what they do not know.
+
+Durations and sizes are strings with a unit ("10s", "512MiB"), so that a wrong unit is an error and not a
+factor of a thousand. Every refusal names the file, the key, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*\Z")
+
+
+class ConfigError(Exception):
+    """A config file that cannot be used; the text says where, what was expected and what came."""
+
+
+class Seconds(float):
+    """A duration in seconds, written "500ms", "10s", "5min", "2h" or "1d"."""
+
+
+class Bytes(int):
+    """A size in bytes, written "512KiB", "64MiB" or "10GiB"."""
+
+
+def parse_seconds(text: object) -> Seconds:
+    """Read a duration with its unit. Raises ValueError that lists the units."""
+    return Seconds(_quantity(text, _DURATION_UNITS, 'a duration with its unit, such as "10s"'))
+
+
+def parse_bytes(text: object) -> Bytes:
+    """Read a size with its unit. Raises ValueError that lists the units."""
+    return Bytes(int(_quantity(text, _SIZE_UNITS, 'a size with its unit, such as "64MiB"')))
+
+
+def _quantity(text: object, units: dict[str, float] | dict[str, int], expected: str) -> float:
+    found = _QUANTITY.match(text) if isinstance(text, str) else None
+    if found is None or found[2] not in units:
+        raise ValueError(f"expected {expected} (units: {', '.join(units)}), got {text!r}")
+    return float(found[1]) * units[found[2]]
+
+
+def _decode_hook(kind: type, value: object) -> object:
+    if kind is Seconds:
+        return parse_seconds(value)
+    if kind is Bytes:
+        return parse_bytes(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"expected {kind.__name__}, got {value!r}")
+
+
+def _encode_hook(value: object) -> object:
+    return str(value)
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """Read a TOML file into `kind`. Raises ConfigError with file, key, expected and nearest key."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return convert(raw, kind, str(path))
+
+
+def convert(raw: dict[str, Any], kind: type[T], origin: str) -> T:
+    """Turn a parsed document into `kind`; `origin` names it in errors. Raises ConfigError."""
+    _refuse_unknown_keys(raw, kind, origin, "")
+    try:
+        return msgspec.convert(raw, kind, dec_hook=_decode_hook)
+    except (msgspec.ValidationError, ValueError) as error:
+        text = str(error).replace("Object missing required field", "missing key")
+        where = re.search(r" - at `\$\.?(.*?)`$", text)
+        key = f"{where[1]}: " if where and where[1] else ""
+        raise ConfigError(f"{origin}: {key}{re.sub(r' - at `.*`$', '', text)}") from None
+
+
+def _refuse_unknown_keys(raw: dict[str, Any], kind: type, origin: str, prefix: str) -> None:
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in raw.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f'; did you mean "{near[0]}"?' if near else f"; known keys: {', '.join(sorted(fields))}"
+            raise ConfigError(f'{origin}: unknown key "{prefix}{key}"{hint}')
+        inner = fields[key]
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            _refuse_unknown_keys(value, inner, origin, f"{prefix}{key}.")
+
+
+def effective(config: msgspec.Struct) -> str:
+    """Render the whole config, defaults included, as TOML that `load` reads back."""
+    return "\n".join(_tables(msgspec.structs.asdict(config), "")).lstrip("\n") + "\n"
+
+
+def _tables(values: dict[str, Any], prefix: str) -> list[str]:
+    lines, tables = [], []
+    for key, value in values.items():
+        if isinstance(value, msgspec.Struct):
+            tables += ["", f"[{prefix}{key}]", *_tables(msgspec.structs.asdict(value), f"{prefix}{key}.")]
+        elif value is not None:
+            lines.append(f"{key} = {_toml(value)}")
+    return lines + tables
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Seconds):
+        return f'"{value:g}s"' if value >= 1.0 or not value else f'"{value * 1000:g}ms"'
+    if isinstance(value, Bytes):
+        unit = next(
+            (u for u, size in reversed(_SIZE_UNITS.items()) if value % size == 0 and value >= size), "B"
+        )
+        return f'"{value // _SIZE_UNITS[unit]}{unit}"'
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return msgspec.json.encode(_encode_hook(value)).decode()
+
+
+class Tls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Files of one side's identity, PEM. All empty means plain text, which is for loopback alone."""
+
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+
+    @property
+    def enabled(self) -> bool:
+        """True when any file is named; the loader refuses a part of the three."""
+        return bool(self.certificate or self.key or self.ca)
+
+    def check(self, origin: str) -> None:
+        """Raise ConfigError unless none or all three are named and readable."""
+        if not self.enabled:
+            return
+        for name in ("certificate", "key", "ca"):
+            file = getattr(self, name)
+            if not file:
+                raise ConfigError(
+                    f"{origin}: tls.{name}: expected a PEM file beside the other two, got nothing"
+                )
+            try:
+                Path(file).read_bytes()
+            except OSError as error:
+                raise ConfigError(f"{origin}: tls.{name}: {file} cannot be read: {error.strerror}") from None
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether `host:port` is on this machine: 127.0.0.0/8, ::1, localhost or a Unix socket."""
+    host = address.rpartition(":")[0].strip("[]") if not address.startswith("unix:") else "localhost"
+    return host in {"localhost", "::1"} or re.match(r"127(\.\d{1,3}){3}\Z", host) is not None

@@ -1,0 +1,1 @@
+"""Generated from stream.proto; do not edit."""
