@@ -125,7 +125,7 @@ class NodeFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latest:
-    """The newest value of one metric for every series: values float32 [S], age_s float32 [S] (inf = never)."""
+    """The newest value of one metric for every series: values, age_s float32 [S] (age inf = never)."""
 
     metric: str
     entities: tuple[str, ...]
@@ -160,7 +160,7 @@ class FactDetector(Protocol):
 
 
 class Detector(Protocol):
-    """A statistical detector: a scorer with explicit learned state; decide.py turns its scores to findings."""
+    """A statistical scorer with explicit learned state; decide.py turns its scores into findings."""
 
     name: str
 
