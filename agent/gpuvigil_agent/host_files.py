@@ -1,4 +1,4 @@
-"""Where host samplers read from: this machine's /proc and /sys, or the simulated host's text of the same form."""
+"""Where host samplers read from: this machine, or the simulated host's text of the same form."""
 
 from __future__ import annotations
 
