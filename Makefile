@@ -1,0 +1,71 @@
+# The house's commands. `make demo` and `make test` are all a newcomer needs; both make their own environment.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV ?= .venv
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gpuvigil
+BUF := $(CACHE)/buf/node_modules/.bin/buf
+BUF_VERSION := 1.75.0
+PY := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: demo test test-gpu check lint types imports protos generate bench ci soak clean
+
+demo: $(VENV)/.demo  ## A simulated fleet with faults, watched by the real agent and collector
+	@$(VENV)/bin/gpuvigil demo $(ARGS)
+
+test: $(VENV)/.dev  ## Every suite that this machine can run; names those that it cannot
+	@$(PY) -m pytest $(ARGS)
+
+test-gpu: $(VENV)/.dev  ## The same contracts on a real NVIDIA driver
+	@$(PY) -m pytest -m gpu $(ARGS)
+
+check: lint types imports protos test
+
+ci: lint types imports protos
+	@GPUVIGIL_REQUIRE=all $(MAKE) --no-print-directory test
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/vermin --no-tips --violations -t=3.9- agent/gpuvigil
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+imports: $(VENV)/.dev
+	PYTHONPATH=agent:collector:detectors:protos $(VENV)/bin/lint-imports
+
+protos: $(VENV)/.dev $(BUF)  ## The wire: lint, no break against the released image, generated code in sync
+	cd protos && $(BUF) lint && $(BUF) breaking --against released.binpb
+	$(PY) protos/generate.py --check
+
+generate: $(VENV)/.dev
+	$(PY) protos/generate.py
+
+bench: $(VENV)/.dev  ## Prints the figures of docs/benchmarks.md; ARGS=--quick for a short run
+	@for b in tests/bench/bench_*.py; do echo "== $$b"; $(PY) $$b $(ARGS) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "gpuvigil needs Python 3.11 or newer on PATH; none was found" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: \
+	apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "installing gpuvigil into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[agent,collector]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing gpuvigil and its test tools into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+$(BUF):
+	@command -v npm >/dev/null || { echo "buf needs npm (Debian: apt-get install npm)" >&2; exit 1; }
+	@mkdir -p $(CACHE)/buf
+	cd $(CACHE)/buf && npm install --silent --no-audit --no-fund --prefix . @bufbuild/buf@$(BUF_VERSION)

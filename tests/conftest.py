@@ -1,0 +1,83 @@
+"""Marks that name what a suite needs; `GPUVIGIL_REQUIRE=all` turns an unmet need into a failure.
+
+`make test` runs what the machine allows and lists each suite that it did not run, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _tools(*names: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        absent = [name for name in names if shutil.which(name) is None]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+    return missing
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root"
+
+
+def _systemd() -> str | None:
+    return _root() or _tools("systemd-nspawn", "systemd-analyze", "nsenter")()
+
+
+def _shared() -> str | None:
+    return None if (SHARED / "data").is_dir() else "the reference data are not beside the checkout"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "needs_root": _root,
+    "needs_prometheus": _tools("prometheus", "promtool"),
+    "needs_systemd": _systemd,
+    "needs_systemd_analyze": _tools("systemd-analyze"),
+    "needs_shared": _shared,
+}
+_not_run: dict[str, str] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what the machine lacks, or fail it where everything is required."""
+    reasons = {name: check() for name, check in NEEDS.items()}
+    for item in items:
+        for name, reason in reasons.items():
+            if reason is None or item.get_closest_marker(name) is None:
+                continue
+            _not_run[name] = reason
+            if os.environ.get("GPUVIGIL_REQUIRE") == "all":
+                item.add_marker(pytest.mark.usefixtures("unmet_need"))
+                item.user_properties.append(("unmet_need", f"{name}: {reason}"))
+            else:
+                item.add_marker(pytest.mark.skip(reason=f"{name}: {reason}"))
+
+
+@pytest.fixture
+def unmet_need(request: pytest.FixtureRequest) -> None:
+    """Fail a test whose need is not met although GPUVIGIL_REQUIRE=all asks for it."""
+    pytest.fail(str(dict(request.node.user_properties)["unmet_need"]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List every suite that was not run, with the reason and the way to run it."""
+    if os.environ.get("GPUVIGIL_REQUIRE") != "all":
+        for name, reason in sorted(_not_run.items()):
+            terminalreporter.write_line(f"NOT RUN {name}: {reason}")
+    if "gpu" in str(terminalreporter.config.option.markexpr) and "not gpu" in str(
+        terminalreporter.config.option.markexpr
+    ):
+        terminalreporter.write_line("not run by design: gpu (on a machine with an NVIDIA driver: make test-gpu)")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of reference data (mark needs_shared)."""
+    return SHARED
