@@ -74,7 +74,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if "gpu" in str(terminalreporter.config.option.markexpr) and "not gpu" in str(
         terminalreporter.config.option.markexpr
     ):
-        terminalreporter.write_line("not run by design: gpu (on a machine with an NVIDIA driver: make test-gpu)")
+        terminalreporter.write_line(
+            "not run by design: gpu (on a machine with an NVIDIA driver: make test-gpu)"
+        )
 
 
 @pytest.fixture(scope="session")
