@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+_READ_BYTES: Final = 1 << 16
+_READ_MAX_BYTES: Final = 8 << 20
 
 
 class FilesystemUse(NamedTuple):
@@ -36,8 +38,20 @@ class RealHostFiles:
     """This machine's own files."""
 
     def read(self, path: str) -> str:
-        """Read with errors replaced: names in /proc are user-chosen bytes."""
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        """Read with errors replaced: names in /proc are user-chosen bytes.
+
+        Plain system calls, because pathlib costs twice as much and this runs 20 times a second. A file is
+        cut at 8 MiB, so that none can eat the agent.
+        """
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts, left = [], _READ_MAX_BYTES
+            while left > 0 and (part := os.read(descriptor, _READ_BYTES)):
+                parts.append(part)
+                left -= len(part)
+        finally:
+            os.close(descriptor)
+        return b"".join(parts).decode("utf-8", "replace")
 
     def names(self, path: str) -> list[str]:
         """List a directory."""

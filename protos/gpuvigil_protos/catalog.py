@@ -180,7 +180,8 @@ FILESYSTEM_AVAILABLE_BYTES = _gauge("filesystem_available_bytes", "bytes", "file
     1e18, "Bytes that an ordinary user may still write.")
 FILESYSTEM_INODES = _gauge("filesystem_inodes", "inodes", "filesystem", "statvfs", 1e18, "Inodes; absent where unbounded.")
 FILESYSTEM_INODES_FREE = _gauge("filesystem_inodes_free", "inodes", "filesystem", "statvfs", 1e18, "Free inodes.")
-FILESYSTEM_READONLY = _gauge("filesystem_readonly", "flag", "filesystem", "/proc/mounts", 1, "1 when mounted read-only.")
+FILESYSTEM_READONLY = _gauge("filesystem_readonly", "flag", "filesystem", "/proc/self/mountinfo", 1,
+    "1 when the file system itself is read-only, whatever the mount says.")
 # --- network interfaces
 INTERFACE_UP = _gauge("interface_up", "flag", "interface", "/sys/class/net/*/carrier", 1, "1 while the link has a carrier.")
 INTERFACE_SPEED_BYTES = _gauge("interface_speed_bytes_per_second", "bytes_per_second", "interface",
