@@ -1,0 +1,124 @@
+"""The operator's commands: status, nodes, incidents, why, demo.
+
+Exit status: 0 answered and well; 1 answered, and the answer is bad news (collector degraded, no such
+incident, a demo fault not found or a false alarm); 2 not answered (no collector, wrong usage, a child of
+the demo died); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gpuvigil_cli.client import DEFAULT_URL, Client, CliError
+from gpuvigil_cli.demo.run import Options, run_demo
+from gpuvigil_cli.show import show_incidents, show_nodes, show_status
+from gpuvigil_cli.why import show_why
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Which node, GPU, link or job is going wrong, and why.",
+)
+Url = Annotated[str, typer.Option(envvar="GPUVIGIL_URL", help="The collector's API.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value))
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+@app.command()
+def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """How the collector and its fleet are. Exit status 1 when degraded."""
+    with Client(url) as client:
+        health = client.get("/api/v1/health")
+    if as_json:
+        _print_json(health)
+    else:
+        show_status(_console(), health)
+    if health.get("state") == "degraded":
+        raise typer.Exit(1)
+
+
+@app.command()
+def nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the nodes: up or silent, GPUs seen and expected, open incidents."""
+    with Client(url) as client:
+        items = client.items("/api/v1/nodes")
+    if as_json:
+        _print_json({"version": 1, "items": items})
+    else:
+        show_nodes(_console(), items, time.time_ns())
+
+
+@app.command()
+def incidents(
+    url: Url = DEFAULT_URL,
+    every: Annotated[bool, typer.Option("--all", help="Resolved ones as well.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the incidents, each with its cause."""
+    with Client(url) as client:
+        items = client.items("/api/v1/incidents", state="all" if every else "open")
+    if as_json:
+        _print_json({"version": 1, "items": items})
+    else:
+        show_incidents(_console(), items, every=every)
+
+
+@app.command()
+def why(
+    incident: Annotated[str, typer.Argument(metavar="ID", help="An id from `gpuvigil incidents`.")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Why an incident was opened: cause, findings with their numbers, evidence, journal."""
+    with Client(url) as client:
+        found = client.incident(incident)
+    if as_json:
+        _print_json(found)
+    else:
+        show_why(_console(), found)
+
+
+@app.command()
+def demo(
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="Simulated nodes.")] = 16,
+    gpus: Annotated[int, typer.Option(min=1, max=16, help="GPUs a simulated node.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the faults and of the simulated hardware.")] = 1,
+    scenario: Annotated[Path | None, typer.Option(help="A scenario file to play instead.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try it out: a collector, this machine's agent and simulated nodes with faults, in under 3 minutes."""
+    options = Options(nodes=nodes, gpus=gpus, seed=seed, scenario=scenario, keep=keep, as_json=as_json)
+    raise typer.Exit(run_demo(options))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status; no traceback for what a user can mend."""
+    try:
+        app(args=argv, prog_name="gpuvigil")
+    except CliError as error:
+        print(f"gpuvigil: {error}", file=sys.stderr)
+        return error.code
+    except SystemExit as stop:  # how typer ends every command, usage errors included
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

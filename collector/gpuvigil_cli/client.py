@@ -1,0 +1,105 @@
+"""Reading the collector's API: every answer within a deadline, every failure one clear line."""
+
+from __future__ import annotations
+
+import re
+from types import TracebackType
+from typing import Any, Final
+
+import httpx
+
+from gpuvigil_cli.text import clean
+
+DEFAULT_URL: Final = "http://127.0.0.1:9512"
+_TIMEOUT = httpx.Timeout(5.0, connect=2.0)
+_ITEMS_MAX: Final = 100_000  # 10,000 nodes of 8 GPUs fit; a cursor that never ends does not
+_PAGE: Final = 1000
+_INCIDENT_ID = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
+
+Json = dict[str, Any]
+
+
+class CliError(Exception):
+    """A command that cannot be answered. The text is for people; code is the exit status."""
+
+    def __init__(self, text: str, code: int = 2) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Client:
+    """One collector's read-only API. All methods raise CliError, whatever goes wrong."""
+
+    def __init__(self, url: str) -> None:
+        """Connect to `url` (http or https, host and port); nothing is sent yet."""
+        self.url = url.rstrip("/")
+        if not re.match(r"https?://[^/\s]+\Z", self.url):
+            raise CliError(f"--url: expected http://HOST:PORT, got {clean(url, 200)}")
+        # trust_env off: a proxy of the environment must not see, or break, requests to the loopback
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: str | int) -> Json:
+        """Return one JSON object of the API, version 1."""
+        try:
+            response = self._http.get(path, params=query)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise CliError(_unreachable(self.url, error)) from None
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise CliError(f"{self.url}{path}: the collector knows nothing by that name", code=1)
+        if not response.is_success:
+            raise CliError(
+                f"{self.url}{path}: HTTP {response.status_code}: {clean(response.text, 300) or 'no text'}"
+            )
+        return self._object(path, response)
+
+    def _object(self, path: str, response: httpx.Response) -> Json:
+        try:
+            value = response.json()
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or value.get("version") != 1:
+            shown = clean(response.text, 80)
+            raise CliError(f"{self.url}{path}: expected a gpuvigil collector's API version 1, got {shown!r}")
+        return value
+
+    def items(self, path: str, **query: str | int) -> list[Json]:
+        """Return all items of a paginated list."""
+        found: list[Json] = []
+        cursor: str | int | None = None
+        while True:
+            page = self.get(path, **query, limit=_PAGE, **({} if cursor is None else {"cursor": cursor}))
+            rows = page.get("items", [])
+            found += [row for row in rows if isinstance(row, dict)]
+            cursor = page.get("next")
+            if cursor is None or not rows or len(found) >= _ITEMS_MAX:
+                return found
+
+    def incident(self, incident: str) -> Json:
+        """Return one incident with its findings and journal; exit status 1 when there is none."""
+        if not _INCIDENT_ID.match(incident):
+            raise CliError(f"incident id: expected letters, digits, . _ -, got {clean(incident, 120)!r}")
+        try:
+            return self.get(f"/api/v1/incidents/{incident}")
+        except CliError as error:
+            if error.code == 1:
+                raise CliError(
+                    f"no incident {incident} at {self.url}; see: gpuvigil incidents --all", 1
+                ) from None
+            raise
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    reason = clean(error, 200) or type(error).__name__
+    return (
+        f"no collector answers at {url} ({reason}). Start one with: gpuvigil-collector --config "
+        "/etc/gpuvigil/collector.toml, try one out with: gpuvigil demo, "
+        "or name another with --url or GPUVIGIL_URL"
+    )

@@ -1,0 +1,210 @@
+"""`gpuvigil demo`: start a fleet of real processes, let faults happen, watch what the collector says.
+
+The collector is given neither path, environment nor argument of the scenario. The verdict joins the
+simulators' truth files with the collector's API by the rule of docs/demo.md.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gpuvigil_cli.client import Client, CliError
+from gpuvigil_cli.demo import layout as files
+from gpuvigil_cli.demo.children import Children
+from gpuvigil_cli.demo.layout import Layout
+from gpuvigil_cli.demo.match import as_json
+from gpuvigil_cli.demo.screen import Screen
+from gpuvigil_cli.demo.watch import Watch
+from gpuvigil_cli.text import clean
+from gpuvigil_protos.settings import parse_seconds
+
+POLL_SECONDS: Final = 0.5
+STAGGER_SECONDS: Final = 0.1  # a Python start is CPU; together they would starve each other's first ticks
+START_SECONDS: Final = 60.0
+SETTLE_SECONDS: Final = 10.0  # after the last verdict: time in which a false alarm may still show
+TOTAL_SECONDS: Final = 168.0  # under 3 minutes with stopping the processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asked for."""
+
+    nodes: int
+    gpus: int
+    seed: int
+    scenario: Path | None
+    keep: bool
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the scenario file will do: how many faults, and seconds of the first and last onset."""
+
+    faults: int
+    first_s: float
+    last_s: float
+
+
+def run_demo(options: Options) -> int:
+    """Run one demo and return the exit status: 0 only when all is found and nothing else is."""
+    with ExitStack() as stack:
+        stack.enter_context(_terminated_as_interrupt())
+        screen = stack.enter_context(Screen(as_json=options.as_json))
+        place = files.make_layout()
+        stack.callback(place.remove)
+        children = stack.enter_context(Children())
+        client = stack.enter_context(Client(place.url))
+        try:
+            return _play(options, screen, place, children, client)
+        except KeyboardInterrupt:
+            screen.say("interrupted; stopping all processes")
+            return 130
+
+
+def _play(options: Options, screen: Screen, place: Layout, children: Children, client: Client) -> int:
+    scenario = files.make_scenario(
+        place, nodes=options.nodes, gpus=options.gpus, seed=options.seed, own=options.scenario
+    )
+    plan = read_plan(scenario)
+    _start_collector(screen, place, children, client)
+    start_ns = _start_fleet(options, screen, place, children, scenario)
+    _wait_until_up(options, screen, children, client)
+    first_in = start_ns / 1e9 + plan.first_s - time.time()
+    screen.say(f"warm-up: the detectors learn what is normal; the first fault comes in {first_in:.0f} s")
+    watch = Watch(place, names(options.nodes), client, screen)
+    _watch_until_judged(plan, start_ns, screen, children, watch)
+    return _finish(options, screen, place, children, watch)
+
+
+def _finish(options: Options, screen: Screen, place: Layout, children: Children, watch: Watch) -> int:
+    outcome = watch.outcome
+    screen.result(outcome, place.urls)
+    if options.as_json:
+        seconds = screen.elapsed()
+        print(
+            json.dumps(as_json(outcome, nodes=options.nodes, gpus=options.gpus, seconds=seconds)), flush=True
+        )
+    if options.keep:
+        screen.say(f"left running; gpuvigil status --url {place.url}; Ctrl-C ends it")
+        with suppress(KeyboardInterrupt):
+            while True:
+                children.check()
+                time.sleep(POLL_SECONDS)
+    return 0 if outcome.good else 1
+
+
+def names(nodes: int) -> list[str]:
+    """Return the names of the simulated nodes: sim-00, sim-01, ..."""
+    return [f"sim-{number:02}" for number in range(nodes)]
+
+
+def read_plan(scenario: Path) -> Plan:
+    """Read how many faults the file sets, and when. The simulator checks the rest. Raises CliError."""
+    try:
+        tables = tomllib.loads(scenario.read_text(encoding="utf-8")).get("fault", [])
+        onsets = [float(parse_seconds(table["at"])) for table in tables]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CliError(
+            f'scenario: expected [[fault]] tables, each with at = "60s": {clean(error, 300)}'
+        ) from None
+    if not onsets:
+        raise CliError("scenario: expected at least one [[fault]], got none")
+    return Plan(faults=len(onsets), first_s=min(onsets), last_s=max(onsets))
+
+
+def _start_collector(screen: Screen, place: Layout, children: Children, client: Client) -> None:
+    screen.status("starting the collector")
+    children.start("collector", "gpuvigil_collector", files.write_collector(place))
+    _poll(lambda: _nodes_up(client) is not None, "the collector to answer", children)
+    screen.say(f"collector answers at {place.url}")
+
+
+def _start_fleet(options: Options, screen: Screen, place: Layout, children: Children, scenario: Path) -> int:
+    """Start this machine's agent and the simulated nodes; return the scenario's time zero."""
+    start_ns = time.time_ns()
+    children.start("agent of this machine", "gpuvigil_agent", files.write_agent(place))
+    for number, node in enumerate(names(options.nodes)):
+        screen.status(f"starting simulated nodes: {number + 1} of {options.nodes}")
+        config = files.write_node(
+            place, node, gpus=options.gpus, seed=options.seed, start_ns=start_ns, scenario=scenario
+        )
+        children.start(f"agent {node}", "gpuvigil_agent", config)
+        time.sleep(STAGGER_SECONDS)
+    return start_ns
+
+
+def _wait_until_up(options: Options, screen: Screen, children: Children, client: Client) -> None:
+    expected = options.nodes + 1
+
+    def all_up() -> bool:
+        up = _nodes_up(client) or 0
+        screen.status(f"{up} of {expected} nodes connected")
+        return up >= expected
+
+    _poll(all_up, f"{expected} nodes to connect", children)
+    screen.say(f"{options.nodes} simulated nodes of {options.gpus} GPUs and this machine are connected")
+
+
+def _nodes_up(client: Client) -> int | None:
+    """Return how many nodes are up; None while the collector does not answer."""
+    try:
+        return int(client.get("/api/v1/health").get("nodes_up") or 0)
+    except CliError:
+        return None
+
+
+def _poll(done: Callable[[], bool], what: str, children: Children) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not done():
+        children.check()
+        if time.monotonic() > deadline:
+            raise CliError(f"demo: waited {START_SECONDS:.0f} s for {what}")
+        time.sleep(POLL_SECONDS / 2)
+
+
+def _watch_until_judged(plan: Plan, start_ns: int, screen: Screen, children: Children, watch: Watch) -> None:
+    """Look twice a second until every fault has been set and judged, and things stayed calm a while."""
+    while True:
+        children.check()
+        watch.look()
+        now_ns = time.time_ns()
+        screen.status(watch.summary(plan.faults, (start_ns / 1e9 + plan.last_s) - now_ns / 1e9))
+        if len(watch.faults) >= plan.faults and now_ns > watch.judged_ns() + SETTLE_SECONDS * 1e9:
+            return
+        if screen.elapsed() > max(TOTAL_SECONDS, _overtime(plan)):
+            break
+        time.sleep(POLL_SECONDS)
+    if len(watch.faults) < plan.faults:
+        raise CliError(
+            f"demo: the simulators set {len(watch.faults)} of the scenario's {plan.faults} faults; "
+            "does it name nodes or GPUs that this fleet does not have?"
+        )
+
+
+def _overtime(plan: Plan) -> float:
+    """Return the longest a user's own, longer scenario may take, in seconds."""
+    return plan.last_s + TOTAL_SECONDS / 2
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that no child survives a closed terminal."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
