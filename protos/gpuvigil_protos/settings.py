@@ -66,15 +66,19 @@ def _encode_hook(value: object) -> object:
 
 def load(path: Path, kind: type[T]) -> T:
     """Read a TOML file into `kind`. Raises ConfigError with file, key, expected and nearest key."""
+    return convert(read(path), kind, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises ConfigError that names the file."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return convert(raw, kind, str(path))
 
 
 def convert(raw: dict[str, Any], kind: type[T], origin: str) -> T:
