@@ -1,0 +1,123 @@
+"""Scenario files: which faults a run sets, where and when. The schema is frozen in docs/scenarios.md.
+
+A file is checked as a whole, also the faults of other nodes, so that a mistake shows on every node at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gpuvigil_agent.simulate.faults import KINDS, Fault, NicFlap
+from gpuvigil_protos import settings
+from gpuvigil_protos.settings import ConfigError
+
+VERSION = 1
+
+
+class _Head(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    version: int
+    title: str = ""
+    fault: list[Any] = msgspec.field(default_factory=list)
+
+
+class Scenario(NamedTuple):
+    """A checked file: its title and all faults, in the file's order."""
+
+    title: str
+    faults: tuple[Fault, ...]
+
+
+class Placed(NamedTuple):
+    """One fault on this node's clock, nanoseconds UTC; end_ns is None when it stays.
+
+    number is its place in the file, from 1: with the kind it names the fault in the truth file.
+    """
+
+    number: int
+    fault: Fault
+    start_ns: int
+    end_ns: int | None
+
+    def active(self, now_ns: int) -> bool:
+        """Tell whether the fault holds at this instant."""
+        return self.start_ns <= now_ns and (self.end_ns is None or now_ns < self.end_ns)
+
+    def elapsed_s(self, now_ns: int) -> float:
+        """Seconds for which the fault has held so far; 0 before it, no more after its end."""
+        until = now_ns if self.end_ns is None else min(now_ns, self.end_ns)
+        return max(0, until - self.start_ns) / 1e9
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read a file. Raises ConfigError with file, field, what was expected, what came and the nearest word."""
+    try:
+        return parse_scenario(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def parse_scenario(text: str, origin: str) -> Scenario:
+    """Check a scenario's text; `origin` names it in errors. Raises ConfigError."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not valid TOML: {error}") from None
+    head = settings.convert(raw, _Head, origin)
+    if head.version != VERSION:
+        raise ConfigError(f"{origin}: version: expected {VERSION}, got {head.version}")
+    faults = tuple(_fault(table, f"{origin}: fault {number}") for number, table in enumerate(head.fault, 1))
+    return Scenario(head.title, faults)
+
+
+def _fault(table: object, origin: str) -> Fault:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{origin}: expected a table [[fault]], got {table!r}")
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, 1)
+        hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(KINDS))}"
+        raise ConfigError(f"{origin}: kind: expected a fault kind, got {kind!r}; {hint}")
+    fault = settings.convert(table, KINDS[kind], f"{origin} ({kind})")
+    _check(fault, f"{origin} ({kind})")
+    return fault
+
+
+def _check(fault: Fault, origin: str) -> None:
+    for name, value in msgspec.structs.asdict(fault).items():
+        if name != "duration" and isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"{origin}: {name}: expected 0 or more, got {value}")
+        if isinstance(value, list) and any(isinstance(item, int) and item < 0 for item in value):
+            raise ConfigError(f"{origin}: {name}: expected numbers of 0 or more, got {value}")
+    if fault.duration is not None and fault.duration <= 0:
+        raise ConfigError(f"{origin}: duration: expected more than 0s, got {fault.duration}s")
+    if isinstance(fault, NicFlap) and not 0 < fault.down < fault.period:
+        raise ConfigError(
+            f"{origin}: down: expected between 0s and period {fault.period}s, got {fault.down}s"
+        )
+
+
+def is_for(fault: Fault, node: str) -> bool:
+    """Tell whether a fault is this node's: by its name, or by the number at the name's end (`sim-03` is 3)."""
+    if isinstance(fault.node, str):
+        return fault.node == node
+    digits = re.search(r"[0-9]+\Z", node)
+    return digits is not None and int(digits[0]) == fault.node
+
+
+def place(scenario: Scenario, node: str, start_ns: int) -> tuple[Placed, ...]:
+    """Put this node's faults on the clock."""
+    placed = []
+    for number, fault in enumerate(scenario.faults, 1):
+        if is_for(fault, node):
+            begin = start_ns + int(fault.at * 1e9)
+            end = None if fault.duration is None else begin + int(fault.duration * 1e9)
+            placed.append(Placed(number, fault, begin, end))
+    return tuple(placed)
