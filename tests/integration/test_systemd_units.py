@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
 from integration.systemd_host import SystemdHost, systemd_host
 
 AGENT, COLLECTOR = "gpuvigil-agent.service", "gpuvigil-collector.service"
 WATCHDOG_S = 6
 CONFIGS = {
-    "agent.toml": 'state_directory = "/var/lib/gpuvigil-agent"\n[gpu]\nsource = "simulated"\n[simulate]\ngpus = 2\n',
+    "agent.toml": '[gpu]\nsource = "simulated"\n[simulate]\ngpus = 2\n',
     "collector.toml": 'state_directory = "/var/lib/gpuvigil-collector"\n',
 }
+WAIT_FOR_NODE = """
+import json, sys, time, urllib.request
+for _ in range(60):
+    try:
+        nodes = json.load(urllib.request.urlopen("http://127.0.0.1:9512/api/v1/nodes", timeout=5))["items"]
+        if any(node["state"] == "up" and node["gpus"] == 2 for node in nodes):
+            sys.exit(0)
+    except OSError:
+        pass
+    time.sleep(0.5)
+sys.exit(1)
+"""
 pytestmark = [pytest.mark.needs_systemd, pytest.mark.timeout(300)]
 
 
@@ -41,17 +51,7 @@ def test_unit_becomes_ready_and_says_what_it_does(host: SystemdHost, unit: str) 
 
 def test_agent_streams_to_the_collector(host: SystemdHost) -> None:
     """The two units reach each other over loopback inside their sandboxes."""
-    script = (
-        "import json,sys,time,urllib.request\n"
-        "for _ in range(60):\n"
-        "    try:\n"
-        "        nodes = json.load(urllib.request.urlopen('http://127.0.0.1:9512/api/v1/nodes', timeout=5))['items']\n"
-        "        if [n for n in nodes if n['state'] == 'up' and n['gpus'] == 2]: sys.exit(0)\n"
-        "    except OSError: pass\n"
-        "    time.sleep(0.5)\n"
-        "sys.exit(1)\n"
-    )
-    done = host.run("/opt/gpuvigil/python/bin/python3", "-c", script, timeout_s=60)
+    done = host.run("/opt/gpuvigil/python/bin/python3", "-c", WAIT_FOR_NODE, timeout_s=60)
     assert done.returncode == 0, host.journal(AGENT) + host.journal(COLLECTOR)
 
 
