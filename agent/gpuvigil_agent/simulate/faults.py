@@ -33,26 +33,26 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
     duration: Seconds | None = None
 
 
-class GpuFault(Fault):
+class GpuFault(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A fault of one GPU, named by its index when the scenario starts."""
 
     where = "driver"
     gpu: int = msgspec.field()
 
 
-class GpuLostXid79(GpuFault):
+class GpuLostXid79(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The GPU falls off the bus: Xid 79, every call answers GPU_IS_LOST, the count stays."""
 
     fault_class, limit_s = "gpu_lost", 15
 
 
-class GpuLostSilent(GpuFault):
+class GpuLostSilent(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The GPU leaves the inventory without a word: the count shrinks and indices move up."""
 
     fault_class, limit_s = "gpu_lost", 15
 
 
-class EccUncorrectable(GpuFault):
+class EccUncorrectable(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Uncorrectable ECC: the counter rises by `errors` and the Xid comes."""
 
     fault_class, limit_s = "ecc_uncorrectable", 30
@@ -60,34 +60,34 @@ class EccUncorrectable(GpuFault):
     errors: int = 1
 
 
-class EccCorrectedGrowth(GpuFault):
+class EccCorrectedGrowth(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A weak row: corrected errors come at a growing rate."""
 
     fault_class, limit_s = "ecc_corrected_growth", 150
     errors_per_second: float = 40.0
 
 
-class RowRemapFailure(GpuFault):
+class RowRemapFailure(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A row could not be remapped: Xid 64 and the failure flag."""
 
     fault_class, limit_s = "row_remap_failure", 75
 
 
-class ThermalThrottle(GpuFault):
+class ThermalThrottle(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Cooling is lost in part: thermal resistance grows by `resistance_factor`."""
 
     fault_class, limit_s = "thermal", 60
     resistance_factor: float = 2.0
 
 
-class PowerBrake(GpuFault):
+class PowerBrake(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The power supply asserts the external brake: clocks fall to `clock_share` of their maximum."""
 
     fault_class, limit_s = "power_brake", 30
     clock_share: float = 0.5
 
 
-class NvlinkErrors(GpuFault):
+class NvlinkErrors(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """One NVLink makes CRC errors and replays; now and then it recovers."""
 
     fault_class, limit_s = "nvlink_errors", 75
@@ -95,7 +95,7 @@ class NvlinkErrors(GpuFault):
     errors_per_second: float = 60.0
 
 
-class NvlinkDown(GpuFault):
+class NvlinkDown(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """One NVLink goes inactive; `xid` adds the driver's Xid 74."""
 
     fault_class, limit_s = "nvlink_down", 75
@@ -103,7 +103,7 @@ class NvlinkDown(GpuFault):
     xid: bool = True
 
 
-class PcieDowngrade(GpuFault):
+class PcieDowngrade(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The PCIe link trains to a lower generation or width."""
 
     fault_class, limit_s = "pcie_downgrade", 75
@@ -111,7 +111,7 @@ class PcieDowngrade(GpuFault):
     width: int | None = None
 
 
-class DriverHang(Fault):
+class DriverHang(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Driver calls never return: those of one GPU, or all (no gpu), init, or the wait for events."""
 
     fault_class, limit_s, where = "driver_hang", 60, "driver"
@@ -119,20 +119,20 @@ class DriverHang(Fault):
     call: Literal["readings", "init", "events"] = "readings"
 
 
-class DriverCrash(Fault):
+class DriverCrash(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The driver library kills its process, once; with a duration, each time it is used."""
 
     fault_class, limit_s, where = "monitor_fault", 30, "driver"
     signal: Literal["SIGSEGV", "SIGABRT"] = "SIGSEGV"
 
 
-class DriverBlanks(GpuFault):
+class DriverBlanks(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Readings turn into NVML's blanks and NotSupported: nobody's fault, and no value may come of it."""
 
     fault_class, limit_s, silent = "monitor_fault", 60, True
 
 
-class XidApplicationStorm(Fault):
+class XidApplicationStorm(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A job's own errors on many GPUs at once: bursts of application Xids. Nobody's machine is at fault."""
 
     fault_class, limit_s, where, silent = "xid_application", 60, "driver", True
@@ -141,20 +141,20 @@ class XidApplicationStorm(Fault):
     bursts: int = 3
 
 
-class InterfaceFault(Fault):
+class InterfaceFault(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A fault of one network interface."""
 
     where = "host"
     interface: str = "ib0"
 
 
-class NicDown(InterfaceFault):
+class NicDown(InterfaceFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The link loses its carrier and stays down."""
 
     fault_class, limit_s = "nic_down", 60
 
 
-class NicFlap(InterfaceFault):
+class NicFlap(InterfaceFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The link goes down for `down` in every `period`."""
 
     fault_class, limit_s = "nic_flap", 75
@@ -162,7 +162,7 @@ class NicFlap(InterfaceFault):
     down: Seconds = Seconds(3)
 
 
-class DiskSlow(Fault):
+class DiskSlow(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Every request of one disk takes `latency_factor` times as long."""
 
     fault_class, limit_s, where = "disk_slow", 75, "host"
@@ -170,7 +170,7 @@ class DiskSlow(Fault):
     latency_factor: float = 20.0
 
 
-class DiskFilling(Fault):
+class DiskFilling(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Something fills a file system; it is full after `full_in`."""
 
     fault_class, limit_s, where = "disk_full", 90, "host"
@@ -178,7 +178,7 @@ class DiskFilling(Fault):
     full_in: Seconds = Seconds(50)
 
 
-class MemoryLeak(Fault):
+class MemoryLeak(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A process leaks host memory; all of it is gone after `gone_in`."""
 
     fault_class, limit_s, where = "memory_leak_host", 150, "host"

@@ -66,7 +66,7 @@ class SimulatedLibrary:
         return calls[name]
 
     def _functions(self) -> dict[str, Callable[..., Any]]:
-        return {
+        functions: dict[str, Callable[..., Any]] = {
             "nvmlInitWithFlags": self._init,
             "nvmlShutdown": self._shutdown,
             "nvmlErrorString": _error_string,
@@ -78,7 +78,8 @@ class SimulatedLibrary:
             "nvmlEventSetFree": self._events.free,
             "nvmlDeviceRegisterEvents": self._events.register,
             "nvmlEventSetWait_v2": self._events.wait,
-        } | device_calls(self)
+        }
+        return functions | device_calls(self)
 
     def enter(self, *, call: str = "readings", gpu: int | None = None) -> int:
         """Begin any call: crash or hang if the scenario says so, then return the instant of the call.

@@ -5,8 +5,10 @@ Source of the mixer: SplitMix64 (Steele, Lea and Flood 2014).
 
 from __future__ import annotations
 
+import math
 import zlib
 
+_ROOT_3 = math.sqrt(3.0)
 _MASK = (1 << 64) - 1
 
 
@@ -35,4 +37,4 @@ def normal(*keys: int) -> float:
     """Draw from about N(0, 1): four 16-bit uniforms of one word, summed; never beyond 3.5."""
     word = mix(*keys)
     total = (word & 0xFFFF) + (word >> 16 & 0xFFFF) + (word >> 32 & 0xFFFF) + (word >> 48)
-    return (total / 65536 - 2.0) * 3.0**0.5
+    return (total / 65536 - 2.0) * _ROOT_3

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gpuvigil_agent.simulate.faults import KINDS, Fault, NicFlap
+from gpuvigil_agent.simulate.faults import KINDS, DriverHang, Fault, NicFlap
 from gpuvigil_protos import settings
 from gpuvigil_protos.settings import ConfigError
 
@@ -98,6 +98,8 @@ def _check(fault: Fault, origin: str) -> None:
             raise ConfigError(f"{origin}: {name}: expected numbers of 0 or more, got {value}")
     if fault.duration is not None and fault.duration <= 0:
         raise ConfigError(f"{origin}: duration: expected more than 0s, got {fault.duration}s")
+    if isinstance(fault, DriverHang) and fault.gpu is not None and fault.call != "readings":
+        raise ConfigError(f'{origin}: gpu: expected none beside call = "{fault.call}", got {fault.gpu}')
     if isinstance(fault, NicFlap) and not 0 < fault.down < fault.period:
         raise ConfigError(
             f"{origin}: down: expected between 0s and period {fault.period}s, got {fault.down}s"
@@ -105,7 +107,7 @@ def _check(fault: Fault, origin: str) -> None:
 
 
 def is_for(fault: Fault, node: str) -> bool:
-    """Tell whether a fault is this node's: by its name, or by the number at the name's end (`sim-03` is 3)."""
+    """Tell whether a fault is this node's: by its name, or by the number that the name ends in."""
     if isinstance(fault.node, str):
         return fault.node == node
     digits = re.search(r"[0-9]+\Z", node)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from gpuvigil_agent.config import Simulate
 from gpuvigil_agent.simulate import noise
@@ -17,6 +17,10 @@ from gpuvigil_protos.settings import ConfigError
 
 Clock = Callable[[], int]
 F = TypeVar("F", bound=Fault)
+DATA_DISK: Final = "nvme0n1"
+ROOT_DISK: Final = "nvme1n1"
+FILESYSTEMS: Final = {"/": (960_000_000_000, 0.35), "/scratch": (7_680_000_000_000, 0.4)}
+"""Mount point -> size in bytes, used share."""
 
 
 class World:
@@ -32,17 +36,28 @@ class World:
         self.profile = load_profile(config.profile)
         self.key = noise.mix(config.seed, noise.key_of(node))
         scenario = load_scenario(Path(config.scenario)) if config.scenario else Scenario("", ())
+        self.interfaces = ("eth0", *(f"ib{port}" for port in range(min(8, max(1, config.gpus)))))
         self.faults = place(scenario, node, self.start_ns)
-        self._check_gpus()
-
-    def _check_gpus(self) -> None:
         for placed in self.faults:
-            named = getattr(placed.fault, "gpu", None)
-            for gpu in [*getattr(placed.fault, "gpus", []), *([] if named is None else [named])]:
-                if gpu >= self.config.gpus:
+            self._check(placed)
+
+    def _check(self, placed: Placed) -> None:
+        """Refuse a fault of a part that this node does not have. Raises ConfigError."""
+        parts: dict[str, Sequence[int | str]] = {
+            "gpu": range(self.config.gpus),
+            "gpus": range(self.config.gpus),
+            "link": range(self.profile.nvlinks),
+            "interface": self.interfaces,
+            "disk": (DATA_DISK, ROOT_DISK),
+            "filesystem": tuple(FILESYSTEMS),
+        }
+        for name, known in parts.items():
+            named = getattr(placed.fault, name, None)
+            for part in named if isinstance(named, list) else [] if named is None else [named]:
+                if part not in known:
                     raise ConfigError(
-                        f"{self.config.scenario}: fault {placed.number} ({placed.fault.kind}): gpu: "
-                        f"expected below {self.config.gpus} on node {self.node}, got {gpu}"
+                        f"{self.config.scenario}: fault {placed.number} ({placed.fault.kind}): {name}: "
+                        f"expected {_words(known)} on node {self.node}, got {part!r}"
                     )
 
     def second(self, now_ns: int) -> int:
@@ -78,3 +93,7 @@ class World:
         """PCI domain and bus of a slot; a second board of eight is in the next domain."""
         domain, slot = divmod(index, len(self.profile.pci_buses))
         return domain, self.profile.pci_buses[slot]
+
+
+def _words(known: Sequence[int | str]) -> str:
+    return f"below {len(known)}" if isinstance(known, range) else " or ".join(str(part) for part in known)
