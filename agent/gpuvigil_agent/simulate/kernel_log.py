@@ -29,13 +29,13 @@ _ORDINARY: Final = (
     (
         _KERNEL,
         _INFO,
-        "perf: interrupt took too long (2512 > 2500), lowering kernel.perf_event_max_sample_rate",
+        "perf: interrupt took too long (2512 > 2500), lowering sample rate",
     ),
     (_KERNEL, _INFO, "nvidia-uvm: Loaded the UVM driver, major device number 508."),
     (
         _KERNEL,
         _NOTICE,
-        'audit: type=1400 apparmor="STATUS" operation="profile_replace" name="docker-default"',
+        'audit: type=1400 apparmor="STATUS" name="docker-default"',
     ),
     (_KERNEL, _INFO, "hrtimer: interrupt took 5312 ns"),
     (_KERNEL, _INFO, "overlayfs: fs on '/var/lib/containerd/l1' does not support file handles"),
@@ -57,8 +57,7 @@ async def simulated_source(
     now_ns = clock()
     coming = _merged(world, now_ns)
     for sequence, (time_ns, facility, priority, text) in enumerate(coming):
-        while (left_ns := time_ns - clock()) > 0:
-            await asyncio.sleep(left_ns / _SECOND_NS)
+        await asyncio.sleep(max(0, time_ns - clock()) / _SECOND_NS)
         yield KernelRecord(facility, priority, sequence, time_ns, text)
 
 
@@ -85,35 +84,31 @@ def _ordinary(world: World, after_ns: int) -> Iterator[Line]:
 
 def fault_lines(world: World) -> list[Line]:
     """All lines that this node's faults make the kernel write, oldest first."""
-    found = [
-        (xid.time_ns, _KERNEL, _ERROR, _xid_line(world, xid.gpu, xid.code, xid.text)) for xid in xids(world)
-    ]
+    found: list[Line] = []
+    for xid in xids(world):
+        text = f"NVRM: Xid (PCI:{_pci(world, xid.gpu)}): {xid.code}, {xid.text}"
+        found.append((xid.time_ns, _KERNEL, _ERROR, text))
     for placed, lost in world.placed(GpuLostXid79):
         text = f"NVRM: GPU {_pci(world, lost.gpu)}.0: GPU has fallen off the bus."
         found.append((placed.start_ns, _KERNEL, _ERROR, text))
     for placed, bad in world.placed(NvlinkErrors):
-        text = f"SXid (PCI:{_SWITCH_PCI}): 20001, Non-fatal, Link {_switch_port(bad.gpu, bad.link)} TX Replay Error"
-        found.append((placed.start_ns + _SECOND_NS, _KERNEL, _ERROR, f"nvidia-nvswitch0: {text}"))
+        text = _sxid_line("20001, Non-fatal", bad.gpu, bad.link, "TX Replay Error")
+        found.append((placed.start_ns + _SECOND_NS, _KERNEL, _ERROR, text))
     for placed, down in world.placed(NvlinkDown):
         if down.xid:
-            port = _switch_port(down.gpu, down.link)
-            text = f"SXid (PCI:{_SWITCH_PCI}): 20034, Fatal, Link {port} LTSSM Fault Up (First)"
-            found.append((placed.start_ns, _KERNEL, _ERROR, f"nvidia-nvswitch0: {text}"))
+            text = _sxid_line("20034, Fatal", down.gpu, down.link, "LTSSM Fault Up (First)")
+            found.append((placed.start_ns, _KERNEL, _ERROR, text))
     for time_ns, interface, up in Links(world).edges():
         text = f"mlx5_core 0000:5e:00.0 {interface}: Link {'up' if up else 'down'}"
         found.append((time_ns, _KERNEL, _INFO, text))
     return sorted(found, key=lambda line: line[0])
 
 
-def _xid_line(world: World, gpu: int, code: int, text: str) -> str:
-    return f"NVRM: Xid (PCI:{_pci(world, gpu)}): {code}, {text}"
+def _sxid_line(head: str, gpu: int, link: int, words: str) -> str:
+    """A line of the NVSwitch at the link's other end; each GPU's links spread over the switch's ports."""
+    return f"nvidia-nvswitch0: SXid (PCI:{_SWITCH_PCI}): {head}, Link {(gpu * 4 + link // 4) % 64} {words}"
 
 
 def _pci(world: World, gpu: int) -> str:
     domain, bus = world.pci_address(gpu)
     return f"{domain:04x}:{bus:02x}:00"
-
-
-def _switch_port(gpu: int, link: int) -> int:
-    """The NVSwitch port at a link's other end; four switches share a GPU's links."""
-    return (gpu * 4 + link // 4) % 64
