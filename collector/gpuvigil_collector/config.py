@@ -1,0 +1,130 @@
+"""CollectorConfig: everything the collector can be told, one TOML file, unknown keys refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from gpuvigil_collector.ingest.settings import IngestConfig
+from gpuvigil_protos import settings
+from gpuvigil_protos.settings import ConfigError, Seconds, Tls, is_loopback
+
+
+class Web(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The API and the metrics endpoint. Off loopback it needs TLS or `insecure = true`."""
+
+    address: str = "127.0.0.1:9512"
+    insecure: bool = False
+    connections_max: int = 200
+    tls: Tls = Tls()
+
+
+class Detection(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Which detectors judge. votes: PyOD models by name (extra `pyod`), none by default."""
+
+    statistical: bool = True
+    votes: list[Literal["ecod", "copod", "hbos", "pca", "knn"]] = msgspec.field(default_factory=list)
+    state_save_interval: Seconds = Seconds(300)
+
+
+class IncidentSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """When incidents resolve and reopen, and how many are held in memory."""
+
+    clear_after: Seconds = Seconds(30)
+    reopen_within: Seconds = Seconds(300)
+    restore_grace: Seconds = Seconds(120)
+    open_max: int = 1000
+    resolved_max: int = 1000
+    findings_max: int = 50
+
+
+class JournalSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The SQLite journal in the state directory: how much and how long it keeps."""
+
+    entries_max: int = 200_000
+    keep: Seconds = Seconds(90 * 86400)
+
+
+class Tick(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The brain's pace: once an interval, and at once on an event, but not closer than event_spacing."""
+
+    interval: Seconds = Seconds(1)
+    event_spacing: Seconds = Seconds(0.1)
+
+
+class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The whole file."""
+
+    state_directory: str = "/var/lib/gpuvigil-collector"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    ingest: IngestConfig = IngestConfig()
+    web: Web = Web()
+    tick: Tick = Tick()
+    detection: Detection = Detection()
+    incidents: IncidentSettings = IncidentSettings()
+    journal: JournalSettings = JournalSettings()
+
+
+RELOADABLE = ("log_level", "incidents", "journal")
+
+
+def load(path: Path | None, overrides: list[str]) -> CollectorConfig:
+    """Read the file (none: all defaults) with `a.b=value` overrides on top. Raises ConfigError."""
+    raw = settings.read(path) if path is not None else {}
+    for override in overrides:
+        _apply(raw, override)
+    origin = str(path) if path is not None else "command line"
+    config = settings.convert(raw, CollectorConfig, origin)
+    _check(config, origin)
+    return config
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Put `a.b=value` into the document; the value is TOML, or plain text where it is not."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f'--set: expected key.key=value, got "{override}"')
+    *tables, name = key.split(".")
+    inner = raw
+    for table in tables:
+        inner = inner.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f'--set {key}: "{table}" is a value, not a table')
+    try:
+        inner[name] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        inner[name] = text
+
+
+def _check(config: CollectorConfig, origin: str) -> None:
+    config.ingest.check(origin)
+    config.web.tls.check(f"{origin}: web")
+    split_address(config.web.address, f"{origin}: web.address")
+    if not is_loopback(config.web.address) and not (config.web.tls.enabled or config.web.insecure):
+        raise ConfigError(
+            f"{origin}: web.address: {config.web.address} is not on loopback: expected web.tls files, or "
+            "web.insecure = true to serve in plain text all the same"
+        )
+    for name in ("open_max", "resolved_max", "findings_max"):
+        _at_least_one(getattr(config.incidents, name), f"{origin}: incidents.{name}")
+    _at_least_one(config.journal.entries_max, f"{origin}: journal.entries_max")
+    _at_least_one(config.web.connections_max, f"{origin}: web.connections_max")
+    if not 0.1 <= config.tick.interval <= 60:
+        got = f"{config.tick.interval:g} s"
+        raise ConfigError(f'{origin}: tick.interval: expected "100ms" to "1min", got {got}')
+
+
+def _at_least_one(value: int, where: str) -> None:
+    if value < 1:
+        raise ConfigError(f"{where}: expected a whole number of at least 1, got {value}")
+
+
+def split_address(address: str, where: str) -> tuple[str, int]:
+    """Split `host:port`. Raises ConfigError that names `where`."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f'{where}: expected host:port such as "127.0.0.1:9512", got "{address}"')
+    return host.strip("[]"), int(port)

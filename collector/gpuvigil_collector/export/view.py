@@ -1,0 +1,88 @@
+"""View: what one tick leaves for readers. Immutable, so that API and metrics never wait for the brain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.topology import ONE_DOMAIN
+from gpuvigil_detectors.base import NodeFact, Snapshot
+from gpuvigil_protos import entity as names
+
+
+class LearningStatus(TypedDict, total=False):
+    """What the statistical stage says of itself."""
+
+    learning_until_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The fleet as of `now_ns`. snapshot is None before the first tick."""
+
+    started_ns: int
+    now_ns: int
+    ticks: int = 0
+    snapshot: Snapshot | None = None
+    nodes: Mapping[str, NodeFact] = field(default_factory=dict)
+    open: Mapping[str, Incident] = field(default_factory=dict)
+    resolved: Mapping[str, Incident] = field(default_factory=dict)
+    not_opened: int = 0
+    learning: LearningStatus = field(default_factory=LearningStatus)
+    journal_fault: str = ""
+    journal_failures: int = 0
+    journal_entries: int = 0
+
+    @property
+    def learning_until_ns(self) -> int | None:
+        """When the statistical stage may notify; None once it may, or when it is off."""
+        until_ns = self.learning.get("learning_until_ns")
+        return until_ns if until_ns is not None and until_ns > self.now_ns else None
+
+    def open_by_node(self) -> dict[str, int]:
+        """Open incidents of each node; the fleet's own are under the empty name."""
+        counts: dict[str, int] = {}
+        for incident in self.open.values():
+            counts[incident.node] = counts.get(incident.node, 0) + 1
+        return counts
+
+    def gpu_states(self) -> dict[tuple[str, str], str]:
+        """(node, uuid) -> `suspect` or `lost`, for GPUs with an open incident; all others are `ok`."""
+        states: dict[tuple[str, str], str] = {}
+        for incident in self.open.values():
+            uuid = names.gpu_uuid_of(incident.target.partition("/")[2])
+            if uuid is not None:
+                lost = incident.fault_class == "gpu_lost"
+                key = (incident.node, uuid)
+                states[key] = "lost" if lost or states.get(key) == "lost" else "suspect"
+        return states
+
+
+def health_detail(view: View, ledger: list[dict[str, object]]) -> list[str]:
+    """Sentences on what is wrong with the collector's own work; empty means all is well."""
+    gaps = _sum(ledger, "gap_sequences")
+    refused = sum(sum(_reasons(row).values()) for row in ledger)
+    told = [
+        (gaps, f"{gaps} sequences never arrived and are lost; see /api/v1/ledger"),
+        (refused, f"{refused} messages were refused; see /api/v1/ledger"),
+        (view.not_opened, f"{view.not_opened} findings opened no incident: too many are open"),
+        (view.journal_fault, view.journal_fault),
+    ]
+    return [sentence for wrong, sentence in told if wrong]
+
+
+def notes(view: View) -> list[str]:
+    """Sentences that an operator should know and that are no fault."""
+    silent = sum(not fact.connected for fact in view.nodes.values())
+    return [ONE_DOMAIN] + ([f"{silent} of {len(view.nodes)} nodes are silent"] if silent else [])
+
+
+def _sum(ledger: list[dict[str, object]], field_name: str) -> int:
+    return sum(value for row in ledger if isinstance(value := row.get(field_name), int))
+
+
+def _reasons(row: dict[str, object]) -> dict[str, int]:
+    refused = row.get("refused")
+    return refused if isinstance(refused, dict) else {}

@@ -1,0 +1,164 @@
+"""Cause before symptom: which claim explains which, read from causes.toml.
+
+A claim is what all findings of one class about one entity say together. Pure: no clock, no state.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final, Literal
+
+from gpuvigil_detectors.base import Finding
+from gpuvigil_protos import entity as names
+from gpuvigil_protos.fault_classes import FAULT_CLASSES
+from gpuvigil_protos.settings import parse_seconds
+
+Reach = Literal["entity", "node", "fleet"]
+Key = tuple[str, str]
+"""(fault class, full entity name)."""
+
+FLEET: Final = "fleet"
+_ANY = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Findings of one class about one entity. statistical: no fact among them. gpus: at stake by widening."""
+
+    fault_class: str
+    entity: str
+    start_ns: int
+    statistical: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def key(self) -> Key:
+        """What tells one claim from another."""
+        return (self.fault_class, self.entity)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One row: `cause` explains `symptoms` within reach; within_ns applies to node and fleet alone."""
+
+    cause: str
+    symptoms: frozenset[str]
+    reach: Reach
+    within_ns: int
+    statistics: bool
+    lead_is_node: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widening:
+    """One class on many entities is one fault of class `as_class` of what they share."""
+
+    fault_class: str
+    as_class: str
+    to: Reach
+    count_min: int
+    share_min: float
+
+
+class Causes:
+    """The table, indexed. Raises ValueError when it names an unknown class or orders one twice."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        order: list[str] = document["order"]
+        self._rank = {name: place for place, name in enumerate(order)}
+        if len(self._rank) != len(order):
+            raise ValueError("causes: a class is in `order` twice")
+        self._hold_ns = {name: _ns(text) for name, text in document["hold"].items()}
+        self._rules: dict[str, list[Rule]] = {}
+        for row in document["explains"]:
+            self._rules.setdefault(row["cause"], []).append(_rule(row))
+        self.widenings = tuple(_widening(row) for row in document["widen"])
+        self._check()
+
+    def _check(self) -> None:
+        named = set(self._rank) | set(self._hold_ns) | set(self._rules)
+        named |= {symptom for rules in self._rules.values() for rule in rules for symptom in rule.symptoms}
+        named |= {word for row in self.widenings for word in (row.fault_class, row.as_class)}
+        unknown = named - set(FAULT_CLASSES) - {_ANY}
+        if unknown:
+            raise ValueError(f"causes: unknown fault classes {sorted(unknown)}")
+
+    def rank(self, fault_class: str) -> int:
+        """Smaller is nearer to the cause; a class that the table does not know comes last."""
+        return self._rank.get(fault_class, len(self._rank))
+
+    def hold_ns(self, fault_class: str) -> int:
+        """How long a claim waits for its cause before it opens an incident."""
+        return self._hold_ns.get(fault_class, 0)
+
+    def explains(self, lead: Claim, claim: Claim) -> bool:
+        """Tell whether `lead` is the cause of `claim`. Nothing explains itself."""
+        if lead.key == claim.key:
+            return False
+        if _statistical_shadow(lead, claim, self.rank(lead.fault_class) < self.rank(claim.fault_class)):
+            return True
+        return any(self._applies(rule, lead, claim) for rule in self._rules.get(lead.fault_class, ()))
+
+    def _applies(self, rule: Rule, lead: Claim, claim: Claim) -> bool:
+        later = _ANY in rule.symptoms and self.rank(claim.fault_class) > self.rank(lead.fault_class)
+        listed = claim.fault_class in rule.symptoms or later or (rule.statistics and claim.statistical)
+        if not listed or (rule.lead_is_node and locality(lead.entity)[1] != names.NODE):
+            return False
+        return _within_reach(rule, lead, claim)
+
+
+def load() -> Causes:
+    """Read the table that ships with the collector."""
+    text = resources.files(__package__).joinpath("causes.toml").read_text(encoding="utf-8")
+    return Causes(tomllib.loads(text))
+
+
+def locality(entity: str) -> tuple[str, str]:
+    """Return (node, part): a GPU, its links and its PCIe are one part, `gpu:<uuid>`."""
+    node, _, local = entity.partition("/")
+    uuid = names.gpu_uuid_of(local)
+    return node, names.gpu(uuid) if uuid is not None else local
+
+
+def _statistical_shadow(lead: Claim, claim: Claim, outranks: bool) -> bool:
+    """A statistical finding beside a fact about the same part, or beside a nearer cause, is its shadow."""
+    if not claim.statistical or locality(lead.entity) != locality(claim.entity):
+        return False
+    return not lead.statistical or outranks
+
+
+def _within_reach(rule: Rule, lead: Claim, claim: Claim) -> bool:
+    if rule.reach == "entity":
+        return locality(lead.entity) == locality(claim.entity)
+    if abs(claim.start_ns - lead.start_ns) > rule.within_ns:
+        return False
+    if rule.reach == FLEET:
+        return lead.entity == FLEET
+    return locality(lead.entity)[0] == locality(claim.entity)[0]
+
+
+def _ns(text: str) -> int:
+    return int(parse_seconds(text) * 1e9)
+
+
+def _rule(row: dict[str, Any]) -> Rule:
+    return Rule(
+        cause=row["cause"],
+        symptoms=frozenset(row["symptoms"]),
+        reach=row["reach"],
+        within_ns=_ns(row.get("within", "0s")),
+        statistics=row.get("statistics", False),
+        lead_is_node=row.get("lead_is_node", False),
+    )
+
+
+def _widening(row: dict[str, Any]) -> Widening:
+    return Widening(
+        fault_class=row["class"],
+        as_class=row.get("as", row["class"]),
+        to=row["to"],
+        count_min=row["count_min"],
+        share_min=row["share_min"],
+    )

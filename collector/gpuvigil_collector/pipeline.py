@@ -1,0 +1,153 @@
+"""One tick of the brain: a list of stages, built in one place, each with one signature.
+
+snapshot -> structural -> rules -> statistical -> incidents -> journal -> export
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from gpuvigil_collector.export.counts import Counts
+from gpuvigil_collector.export.view import LearningStatus, View
+from gpuvigil_collector.incidents.tracker import Change, Tracker
+from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.topology import Topology
+from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
+
+_TOUCH_EVERY_NS = 10_000_000_000  # how stale an open incident's "last seen" may be on disk
+
+
+class StoreReader(Protocol):
+    """What the brain reads from the store (store.py); any thread may call ledger and counters."""
+
+    def snapshot(self, now_ns: int) -> Snapshot:
+        """One view of the fleet; drains the events that came since the last one."""
+        ...
+
+    def wait_events(self, timeout_s: float) -> bool:
+        """Wait until an event came; False when the time was up first."""
+        ...
+
+    def ledger(self) -> list[dict[str, object]]:
+        """Delivery ledger, one row a node, boot and class."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """Ingest counters for the metrics endpoint."""
+        ...
+
+
+class StatisticalDetector(FactDetector, Protocol):
+    """The statistical stage also says what it has learned, and is told what not to learn from."""
+
+    def status(self) -> LearningStatus:
+        """`learning_until_ns`, None once it may notify."""
+        ...
+
+    def mask(self, entities: set[str]) -> None:
+        """Do not learn from these entities until the next call."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Tick:
+    """What the stages hand down the line. urgent: an event asked for this tick, no new second has come."""
+
+    now_ns: int
+    urgent: bool
+    snapshot: Snapshot
+    findings: list[Finding] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+
+Stage = tuple[str, Callable[[Tick], None]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Pipeline:
+    """The stages and what they share. `run` is called by one thread; `view` may be read by any."""
+
+    store: StoreReader
+    structural: FactDetector
+    rules: FactDetector
+    statistical: StatisticalDetector | None
+    tracker: Tracker
+    journal: Journal
+    counts: Counts
+    view: View
+    _stages: list[Stage] = field(init=False)
+    _statistical_findings: list[Finding] = field(default_factory=list)
+    _touched_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self._stages = [
+            ("structural", self._judge(self.structural)),
+            ("rules", self._judge(self.rules)),
+            ("statistical", self._judge_statistically),
+            ("incidents", self._track),
+            ("journal", self._write),
+            ("export", self._publish),
+        ]
+
+    def run(self, now_ns: int, *, urgent: bool) -> View:
+        """Run one tick. A stage that raises is a bug: it ends the collector, and systemd starts it again."""
+        start = time.perf_counter()
+        tick = Tick(now_ns=now_ns, urgent=urgent, snapshot=self.store.snapshot(now_ns))
+        self.counts.stage_seconds.labels("snapshot").observe(time.perf_counter() - start)
+        for name, stage in self._stages:
+            began = time.perf_counter()
+            stage(tick)
+            self.counts.stage_seconds.labels(name).observe(time.perf_counter() - began)
+        self.counts.tick_seconds.observe(time.perf_counter() - start)
+        return self.view
+
+    @staticmethod
+    def _judge(detector: FactDetector) -> Callable[[Tick], None]:
+        def stage(tick: Tick) -> None:
+            tick.findings += detector.tick(tick.snapshot)
+
+        return stage
+
+    def _judge_statistically(self, tick: Tick) -> None:
+        """Statistics look at whole seconds: an urgent tick between two keeps what the last one found."""
+        if self.statistical is not None and not tick.urgent:
+            self._statistical_findings = self.statistical.tick(tick.snapshot)
+        tick.findings += self._statistical_findings
+
+    def _track(self, tick: Tick) -> None:
+        self.counts.count_events(tick.snapshot)
+        self.counts.count_findings(tick.findings)
+        tick.changes = self.tracker.tick(tick.findings, Topology(tick.snapshot.nodes), tick.now_ns)
+        if self.statistical is not None:
+            self.statistical.mask(_entities(self.tracker))
+
+    def _write(self, tick: Tick) -> None:
+        due = tick.now_ns - self._touched_ns >= _TOUCH_EVERY_NS
+        if due:
+            self._touched_ns = tick.now_ns
+        self.journal.record(tick.changes, self.tracker.open.values() if due else ())
+
+    def _publish(self, tick: Tick) -> None:
+        self.counts.count_changes(tick.changes)
+        self.view = replace(
+            self.view,
+            now_ns=tick.now_ns,
+            ticks=self.view.ticks + 1,
+            snapshot=tick.snapshot,
+            nodes=tick.snapshot.nodes,
+            open=dict(self.tracker.open),
+            resolved=dict(self.tracker.resolved),
+            not_opened=self.tracker.not_opened,
+            learning=self.statistical.status() if self.statistical is not None else {},
+            journal_fault=self.journal.fault,
+            journal_failures=self.journal.failures,
+            journal_entries=self.journal.written,
+        )
+
+
+def _entities(tracker: Tracker) -> set[str]:
+    """Every entity that an open incident speaks of: nothing is learned from them."""
+    return {entity for incident in tracker.open.values() for _, entity in incident.members}

@@ -1,0 +1,157 @@
+"""The read-only API, the metrics endpoint and liveness: GET alone, JSON errors, no traceback for anyone."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from gpuvigil_collector.export.metrics import render
+from gpuvigil_collector.export.view import View
+from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.web import rows
+from gpuvigil_collector.web.guard import Guard
+from gpuvigil_collector.web.query import VERSION, BadQueryError, Json, Query
+from gpuvigil_protos import log
+
+_PAGED: Final = ("limit", "cursor")
+_LINKS: Final = "\n".join(
+    ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/incidents",
+     "/api/v1/incidents/ID", "/api/v1/ledger", "/metrics", "/healthz", ""]
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where the API reads; each may be called from any thread."""
+
+    view: Callable[[], View]
+    ledger: Callable[[], list[Json]]
+    journal: Callable[[str], list[Json]]
+    registry: CollectorRegistry
+    alive: Callable[[], bool]
+
+
+def make_app(sources: Sources) -> Starlette:
+    """Build the application. Endpoints are plain functions: they run in threads, beside the loop."""
+    api = _Api(sources)
+    routes = {
+        "/": api.index, "/healthz": api.healthz, "/metrics": api.metrics, "/api/v1/health": api.health,
+        "/api/v1/nodes": api.nodes, "/api/v1/gpus": api.gpus, "/api/v1/incidents": api.incidents,
+        "/api/v1/incidents/{id}": api.incident, "/api/v1/ledger": api.ledger,
+    }  # fmt: skip
+    app = Starlette(
+        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()],
+        exception_handlers={
+            BadQueryError: _bad_query,
+            HTTPException: _http_error,
+            sqlite3.Error: _journal_error,
+            Exception: _bug,
+        },
+    )
+    app.add_middleware(Guard)
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Api:
+    """One method an endpoint."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def index(self, request: Request) -> Response:
+        Query.of(request.query_params.multi_items(), ())
+        return PlainTextResponse(_LINKS)
+
+    def healthz(self, request: Request) -> Response:
+        """Answer 200 while ticks advance, else 503: liveness, not the fleet's health."""
+        Query.of(request.query_params.multi_items(), ())
+        alive = self._sources.alive()
+        return _json({"version": VERSION, "alive": alive}, 200 if alive else 503)
+
+    def metrics(self, _request: Request) -> Response:
+        return Response(render(self._sources.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    def health(self, request: Request) -> Response:
+        Query.of(request.query_params.multi_items(), ())
+        return _json(rows.health(self._sources.view(), self._sources.ledger()))
+
+    def nodes(self, request: Request) -> Response:
+        query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()
+        opened = view.open_by_node()
+        page = query.page(
+            view.nodes.values(),
+            lambda fact: (fact.node,),
+            lambda shown: [rows.node(fact, opened.get(fact.node, 0)) for fact in shown],
+        )
+        return _json(page)
+
+    def gpus(self, request: Request) -> Response:
+        query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()
+        every = [(fact.node, gpu) for fact in view.nodes.values() for gpu in fact.gpus]
+        page = query.page(
+            every, lambda row: (row[0], row[1].index, row[1].uuid), lambda shown: rows.gpus(shown, view)
+        )
+        return _json(page)
+
+    def incidents(self, request: Request) -> Response:
+        """List incidents, newest first."""
+        query = Query.of(request.query_params.multi_items(), (*_PAGED, "state", "since_ns"))
+        state = query.choice("state", ("open", "resolved", "all"))
+        since_ns, view = query.time_ns("since_ns"), self._sources.view()
+        known = {"open": view.open, "resolved": view.resolved, "all": {**view.resolved, **view.open}}[state]
+        page = query.page(
+            [one for one in known.values() if one.opened_ns >= since_ns],
+            lambda one: (-one.opened_ns, one.id),
+            lambda shown: [rows.incident(one, view.now_ns) for one in shown],
+        )
+        return _json(page)
+
+    def incident(self, request: Request) -> Response:
+        Query.of(request.query_params.multi_items(), ())
+        view, id_ = self._sources.view(), request.path_params["id"]
+        one: Incident | None = view.open.get(id_) or view.resolved.get(id_)
+        if one is None:
+            raise HTTPException(404)
+        return _json(rows.incident_whole(one, view.now_ns, self._sources.journal(one.id)))
+
+    def ledger(self, request: Request) -> Response:
+        query = Query.of(request.query_params.multi_items(), _PAGED)
+        rows_ = self._sources.ledger()
+        return _json(query.page(rows_, lambda row: (row["node"], row["boot_id"], row["class"]), list))
+
+
+def _json(body: Json, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+def _bad_query(_request: Request, error: Exception) -> Response:
+    body: Any = getattr(error, "body", {})
+    return _json(body, 400)
+
+
+def _http_error(_request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    expected = "a path that / lists" if status == 404 else "GET"
+    return _json({"error": {"field": "path", "expected": expected, "got": "something else"}}, status)
+
+
+def _journal_error(_request: Request, error: Exception) -> Response:
+    log.get("web").warning("journal_unreadable", error=str(error))
+    return _json({"error": {"field": "journal", "expected": "a readable journal", "got": "an error"}}, 503)
+
+
+def _bug(request: Request, _error: Exception) -> Response:
+    """Answer a bug of ours without its traceback; the server logs it."""
+    log.get("web").error("request_failed", path=request.url.path[:200])
+    return _json({"error": {"field": "server", "expected": "an answer", "got": "a bug, see the log"}}, 500)

@@ -1,0 +1,140 @@
+"""The API's rows: facts and incidents as JSON objects of version 1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from gpuvigil_collector.export.view import View, health_detail, notes
+from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.topology import Topology
+from gpuvigil_detectors.base import Finding, GpuFact, NodeFact
+from gpuvigil_protos import entity as names
+from gpuvigil_protos.catalog import CATALOG
+
+Json = dict[str, Any]
+_GPU_METRICS: Final = tuple(metric.name for metric in CATALOG.values() if metric.entity_kind == "gpu")
+_AGE_MAX_S: Final = 90.0  # the slowest GPU group comes once a minute; older is absent, not old
+
+
+def health(view: View, ledger: list[Json]) -> Json:
+    """Tell how the collector itself does: ok, learning or degraded, and why."""
+    wrong = health_detail(view, ledger)
+    until_ns = view.learning_until_ns
+    return {
+        "version": 1,
+        "state": "degraded" if wrong else "learning" if until_ns is not None else "ok",
+        "learning_until_ns": until_ns,
+        "started_ns": view.started_ns,
+        "now_ns": view.now_ns,
+        "nodes": len(view.nodes),
+        "nodes_up": sum(fact.connected for fact in view.nodes.values()),
+        "gpus": Topology(view.nodes).gpus_total(),
+        "incidents_open": len(view.open),
+        "detail": wrong + notes(view),
+    }
+
+
+def node(fact: NodeFact, incidents_open: int) -> Json:
+    """One row of /nodes."""
+    return {
+        "node": fact.node,
+        "state": "up" if fact.connected else "silent",
+        "gpus": sum(gpu.seen for gpu in fact.gpus),
+        "gpus_expected": len(fact.gpus),
+        "last_seen_ns": fact.last_seen_ns,
+        "agent_version": fact.agent_version,
+        "gpu_source": fact.gpu_source,
+        "note": fact.note,
+        "driver_version": fact.driver_version,
+        "incidents_open": incidents_open,
+    }
+
+
+def gpus(shown: list[tuple[str, GpuFact]], view: View) -> list[Json]:
+    """Rows of /gpus, with the newest value of every GPU metric; what is old or absent is left out."""
+    states = view.gpu_states()
+    values = _latest([f"{on}/{names.gpu(gpu.uuid)}" for on, gpu in shown], view)
+    return [
+        {
+            "node": on,
+            "gpu": gpu.index,
+            "uuid": gpu.uuid,
+            "model": gpu.model,
+            "pci_bus_id": gpu.pci_bus_id,
+            "state": states.get((on, gpu.uuid), "ok") if gpu.seen else "lost",
+            "metrics": values[f"{on}/{names.gpu(gpu.uuid)}"],
+        }
+        for on, gpu in shown
+    ]
+
+
+def _latest(entities: list[str], view: View) -> dict[str, dict[str, float]]:
+    wanted: dict[str, dict[str, float]] = {entity: {} for entity in entities}
+    if view.snapshot is None:
+        return wanted
+    for metric in _GPU_METRICS:
+        latest = view.snapshot.latest(metric)
+        fresh = np.isfinite(latest.values) & (latest.age_s <= _AGE_MAX_S)
+        for row, entity in enumerate(latest.entities):
+            if entity in wanted and fresh[row]:
+                wanted[entity][metric] = float(latest.values[row])
+    return wanted
+
+
+def incident(one: Incident, now_ns: int) -> Json:
+    """One row of /incidents."""
+    return {
+        "id": one.id,
+        "fingerprint": one.fingerprint,
+        "class": one.fault_class,
+        "scope": one.scope,
+        "severity": one.severity,
+        "state": one.state,
+        "node": one.node,
+        "target": one.target,
+        "cause": one.cause,
+        "opened_ns": one.opened_ns,
+        "seen_ns": one.seen_ns,
+        "resolved_ns": one.resolved_ns,
+        "findings": len(one.findings),
+        "gpus": one.gpus,
+        "gpu_hours": round(one.gpu_hours(now_ns), 6),
+        "synthetic": one.synthetic,
+        "merged_into": one.merged_into or None,
+    }
+
+
+def incident_whole(one: Incident, now_ns: int, journal: list[Json]) -> Json:
+    """Everything on one incident: its findings, cause first, and its journal."""
+    findings = [finding(found, one.role(found)) for found in one.findings]
+    return {"version": 1} | incident(one, now_ns) | {"findings": findings, "journal": journal}
+
+
+def finding(found: Finding, role: str) -> Json:
+    """One finding; numbers that are not finite are absent."""
+    evidence = msgspec.to_builtins(found.evidence) | {"facts": dict(found.evidence.facts)}
+    return {
+        "detector": found.detector,
+        "rule": found.rule,
+        "entity": found.entity,
+        "class": found.fault_class,
+        "severity": found.severity,
+        "role": role,
+        "origin": found.origin,
+        "start_ns": found.start_ns,
+        "end_ns": found.end_ns,
+        "sentence": found.sentence,
+        "metric": found.metric,
+        "score": _finite(found.score),
+        "p_value": _finite(found.p_value),
+        "notify": found.notify,
+        "evidence": {key: _finite(value) for key, value in evidence.items() if _finite(value) is not None},
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
