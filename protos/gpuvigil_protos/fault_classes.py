@@ -19,6 +19,7 @@ FAULT_CLASSES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "power_brake": (("gpu", "rack"), "external power brake or supply fault"),
     "clock_stuck_low": (("gpu",), "clocks low without a reason that explains it"),
     "gpu_slow": (("gpu",), "silently slower than peers at equal clocks"),
+    "gpu_error": (("gpu",), "the driver reports a fault of the GPU that no other class names"),
     "gsp_firmware": (("gpu",), "the GPU's system processor failed"),
     "nvlink_errors": (("nvlink",), "error rate of an NVLink over a window"),
     "nvlink_down": (("nvlink",), "an NVLink is inactive"),

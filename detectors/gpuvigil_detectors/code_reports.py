@@ -1,0 +1,215 @@
+"""Numbered reports of driver and switch (Xid, SXid): bursts, repeats, stickiness, cancellation, patterns.
+
+A report is an instant; what holds is "was reported within its sticky time". The driver's event and its kernel
+line are one signal with two origins. Application Xids are recorded and notify nobody, unless they keep coming
+back on one unit of one GPU while its neighbours are quiet: then a person should look at the hardware.
+Blind spot: a job with one GPU a node looks like one GPU's fault when its code is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from gpuvigil_detectors.base import Evidence, FactEvent, Finding, Severity
+from gpuvigil_detectors.catalogue import CodeRow, CodeTable
+
+_SECOND: Final = 1_000_000_000
+_REPORTS_MAX: Final = 100_000
+_REMEMBERED: Final = 64
+_COUNT_MAX: Final = 1_000_000
+
+
+@dataclass(slots=True)
+class Report:
+    """What is known of one number on one entity."""
+
+    row: CodeRow
+    node: str
+    entity: str
+    code: int
+    first_ns: int
+    last_ns: int
+    count: int = 0
+    origins: set[str] = field(default_factory=set)
+    bursts: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    units: dict[str, deque[int]] = field(default_factory=dict)
+    signal_ns: int = 0
+    signal_origins: set[str] = field(default_factory=set)
+    synthetic: bool = False
+    word: str = ""
+    text: str = ""
+
+
+class CodeReports:
+    """All reports of one table over the fleet. `label` is the word in sentences: Xid or SXid."""
+
+    def __init__(self, table: CodeTable, label: str) -> None:
+        self._table, self._label = table, label
+        self._rows = table.by_code()
+        self._known: dict[tuple[str, int], Report] = {}
+        self._applications: dict[str, deque[tuple[int, str]]] = {}
+        self.dropped = 0
+
+    def row(self, code: int) -> CodeRow:
+        """The catalogue's row of a number, the row for unknown ones otherwise."""
+        return self._rows.get(code, self._table.unknown)
+
+    def take(self, event: FactEvent, now_ns: int) -> None:
+        """Record one event at its own time, never later than now."""
+        time_ns, entity = min(event.time_ns, now_ns), f"{event.node}/{event.entity}"
+        row = self.row(event.code)
+        for code in row.cancels:
+            cancelled = self._known.get((entity, code))
+            if cancelled is not None and cancelled.last_ns <= time_ns:
+                del self._known[entity, code]
+        report = self._known.get((entity, event.code))
+        if report is None:
+            if len(self._known) >= _REPORTS_MAX:
+                self._evict()
+            report = Report(row, event.node, entity, event.code, time_ns, time_ns)
+            self._known[entity, event.code] = report
+        self._add(report, event, time_ns)
+        if row.fault_class == "xid_application":
+            log = self._applications.setdefault(event.node, deque(maxlen=_REMEMBERED * 4))
+            log.append((time_ns, entity))
+
+    def clear(self, entity: str, before_ns: int) -> None:
+        """A GPU came back after a reset, or its node booted (`entity` ends in `/`): only sticky ones stay."""
+        gone = [
+            key
+            for key, report in self._known.items()
+            if (key[0] == entity or (entity.endswith("/") and key[0].startswith(entity)))
+            and report.row.sticky_s is None
+            and report.last_ns <= before_ns
+        ]
+        for key in gone:
+            del self._known[key]
+
+    def findings(self, now_ns: int) -> list[Finding]:
+        """Return every report that still holds, and hardware patterns; forget what can matter no more."""
+        found, forgotten = [], []
+        for key, report in self._known.items():
+            age_ns = now_ns - report.last_ns
+            if age_ns > max(self._sticky_ns(report), int(self._table.default.repeat_window_s * _SECOND)):
+                forgotten.append(key)
+            elif age_ns <= self._sticky_ns(report):
+                found.append(self._finding(report, now_ns))
+            if report.row.pattern and age_ns <= self._table.default.repeat_window_s * _SECOND:
+                found += self._pattern(report, now_ns)
+        for key in forgotten:
+            del self._known[key]
+        return found
+
+    def _add(self, report: Report, event: FactEvent, time_ns: int) -> None:
+        default = self._table.default
+        near = abs(time_ns - report.signal_ns) <= default.same_signal_s * _SECOND
+        if near and report.signal_origins and event.origin not in report.signal_origins:
+            report.signal_origins.add(event.origin)  # the same signal, seen by its other path
+        else:
+            report.signal_ns, report.signal_origins = time_ns, {event.origin}
+            report.count += _count(event)
+        unit = (
+            f"GPC {event.fields['gpc']} TPC {event.fields.get('tpc', '?')}" if "gpc" in event.fields else ""
+        )
+        if report.row.pattern and (unit or report.row.pattern == "same_gpu"):
+            if unit not in report.units and len(report.units) >= _REMEMBERED:
+                report.units.pop(next(iter(report.units)))
+            _burst(report.units.setdefault(unit, deque(maxlen=_REMEMBERED)), time_ns, default.burst_s)
+        _burst(report.bursts, time_ns, default.burst_s)
+        if time_ns - report.last_ns > self._sticky_ns(report):
+            report.first_ns = time_ns  # it had lapsed: this is a new occurrence
+        report.origins.add(event.origin)
+        report.synthetic = event.synthetic
+        report.word = event.fields.get("severity", report.word)
+        report.text = event.text or report.text
+        report.first_ns, report.last_ns = min(report.first_ns, time_ns), max(report.last_ns, time_ns)
+
+    def _sticky_ns(self, report: Report) -> int:
+        sticky_s = report.row.sticky_s
+        return int((self._table.default.sticky_s if sticky_s is None else sticky_s) * _SECOND)
+
+    def _recent(self, bursts: deque[int], now_ns: int) -> list[int]:
+        window_ns = int(self._table.default.repeat_window_s * _SECOND)
+        return [start for start in list(bursts)[::2] if now_ns - start <= window_ns]
+
+    def severity(self, report: Report, now_ns: int) -> tuple[Severity, bool]:
+        """Severity by row, by the line's own word where the row says so, by repeats; and whether it repeats."""
+        severity = report.row.severity
+        if report.row.by_word and report.word:
+            severity = "critical" if report.word == "Fatal" else "warning"
+        repeats = len(self._recent(report.bursts, now_ns)) >= self._table.default.repeat_bursts
+        if repeats and severity == "warning" and report.row is not self._table.unknown:
+            severity = "critical"
+        return severity, repeats
+
+    def _finding(self, report: Report, now_ns: int) -> Finding:
+        row = report.row
+        severity, repeats = self.severity(report, now_ns)
+        times = f", {report.count} times" if report.count > 1 else ""
+        again = f" in {len(self._recent(report.bursts, now_ns))} bursts within 24 h" if repeats else ""
+        sentence = f"{self._label} {report.code}: {row.meaning}{times}{again}; {row.action}"
+        settled = now_ns - report.first_ns >= row.settle_s * _SECOND
+        facts = (
+            ("code", str(report.code)), ("area", row.area), ("action", row.action),
+            ("investigate", row.investigate), ("fatal", "yes" if row.fatal else "no"),
+            ("exempt", " ".join(row.exempt)), ("bursts_24h", str(len(self._recent(report.bursts, now_ns)))),
+            ("line", report.text[:200]),
+        )  # fmt: skip
+        return Finding(
+            detector="rules", rule=f"{self._label.lower()}_{report.code}", entity=report.entity,
+            fault_class=row.fault_class, severity=severity, start_ns=report.first_ns, end_ns=report.last_ns,
+            sentence=sentence, origin="+".join(sorted(report.origins)), notify=row.notify and settled,
+            synthetic=report.synthetic,
+            evidence=Evidence(
+                observed=float(report.count), unit="reports", since_ns=report.first_ns, facts=facts
+            ),
+        )  # fmt: skip
+
+    def _pattern(self, report: Report, now_ns: int) -> list[Finding]:
+        """An application Xid that keeps coming back on one unit, each time without any neighbour."""
+        found = []
+        for unit, bursts in report.units.items():
+            alone = [start for start in self._recent(bursts, now_ns) if self._alone(report, start)]
+            if len(alone) < self._table.default.repeat_bursts:
+                continue
+            where = f"this GPU, {unit}" if unit else "this GPU"
+            sentence = (
+                f"{self._label} {report.code} ({report.row.meaning}) came back in {len(alone)} bursts within 24 h "
+                f"on {where} alone: suspect the hardware; a person should run diagnostics"
+            )
+            found.append(Finding(
+                detector="rules", rule=f"{self._label.lower()}_{report.code}_pattern", entity=report.entity,
+                fault_class="gpu_error", severity="warning", start_ns=alone[0], end_ns=report.last_ns,
+                sentence=sentence, origin="+".join(sorted(report.origins)), synthetic=report.synthetic,
+                evidence=Evidence(observed=float(len(alone)), unit="bursts", since_ns=alone[0],
+                                  facts=(("code", str(report.code)), ("unit", unit))),
+            ))  # fmt: skip
+            break
+        return found
+
+    def _alone(self, report: Report, start_ns: int) -> bool:
+        reach = self._table.default.burst_s * _SECOND
+        log = self._applications.get(report.node, ())
+        return not any(entity != report.entity and abs(time - start_ns) <= reach for time, entity in log)
+
+    def _evict(self) -> None:
+        """Forget the report that was quiet longest; a flood of made-up numbers must not fill the memory."""
+        oldest = min(self._known, key=lambda key: self._known[key].last_ns)
+        del self._known[oldest]
+        self.dropped += 1
+
+
+def _burst(bursts: deque[int], time_ns: int, burst_s: float) -> None:
+    """Keep (start, last) of each burst as two entries; a repeat within `burst_s` is of the newest one."""
+    if bursts and abs(time_ns - bursts[-1]) <= burst_s * _SECOND:
+        bursts[-1] = max(bursts[-1], time_ns)
+    elif not bursts or time_ns > bursts[-1]:
+        bursts.extend((time_ns, time_ns))
+
+
+def _count(event: FactEvent) -> int:
+    """How many lines an event stands for; the agent coalesces storms and says so."""
+    text = event.fields.get("count", "1")
+    return min(int(text), _COUNT_MAX) if text.isdecimal() and len(text) <= len(str(_COUNT_MAX)) else 1

@@ -1,0 +1,129 @@
+"""The driver's own word on what a GPU needs: NVML's recovery action and Xid 154."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from gpuvigil_detectors.base import SEVERITIES, Evidence, FactEvent, Finding, Snapshot
+from gpuvigil_detectors.catalogue import RecoveryAction, RecoveryTable
+
+_SECOND: Final = 1_000_000_000
+_METRIC: Final = "gpu_recovery_action"
+_AGE_MAX_S: Final = 60.0
+_HOLD_S: Final = 10800.0  # a word from the log alone, with no reading after it, lapses after 3 h
+_SETTLE_S: Final = 90.0  # a cause that is read once a minute must have had its time to name the class
+RECOVERY_XID: Final = 154
+
+
+@dataclass(slots=True)
+class _Word:
+    """What the driver said last of one GPU, since when, and the class that went with it."""
+
+    code: int
+    since_ns: int
+    heard_ns: int
+    origin: str
+    fault_class: str = ""
+    synthetic: bool = False
+
+
+class Recovery:
+    """The standing recovery action of every GPU that has one."""
+
+    def __init__(self, table: RecoveryTable) -> None:
+        self._actions = {row.code: row for row in table.action}
+        self._words: dict[str, _Word] = {}
+
+    def take(self, event: FactEvent, now_ns: int) -> None:
+        """Note a recovery_action event or an Xid 154; one without a readable code is for a person."""
+        code = event.code if event.kind == "recovery_action" else _hex(event.fields.get("to_code", ""))
+        entity = f"{event.node}/{event.entity}"
+        self._hear(entity, code, min(event.time_ns, now_ns), event.origin, event.synthetic)
+
+    def read(self, snapshot: Snapshot) -> None:
+        """Note the polled value of every GPU whose reading is newer than the last word."""
+        latest = snapshot.latest(_METRIC)
+        values = np.nan_to_num(latest.values, nan=-1.0, posinf=-1.0, neginf=-1.0)
+        fresh = (values >= 0) & (latest.age_s <= _AGE_MAX_S)
+        for row in np.flatnonzero(fresh & (values > 0)):
+            time_ns = snapshot.now_ns - int(max(0.0, float(latest.age_s[row])) * _SECOND)
+            self._hear(latest.entities[row], int(values[row]), time_ns, "driver", False)
+        if self._words:
+            self._let_go(latest.entities, fresh & (values == 0), latest.age_s, snapshot.now_ns)
+
+    def clear(self, entity: str) -> None:
+        """The GPU came back after a reset."""
+        self._words.pop(entity, None)
+
+    def apply(self, findings: list[Finding], now_ns: int) -> list[Finding]:
+        """Put the driver's action into Xid findings of its GPU, and add its own finding of the same class."""
+        out = [self._outranked(finding) for finding in findings]
+        for entity, word in self._words.items():
+            action = self._actions.get(word.code)
+            if action is not None and action.severity == "info":
+                continue
+            worst = max(
+                (f for f in findings if f.entity == entity and f.notify),
+                key=lambda f: SEVERITIES.index(f.severity), default=None,
+            )  # fmt: skip
+            word.fault_class = word.fault_class or (worst.fault_class if worst else "")
+            out.append(self._finding(entity, word, action, now_ns))
+        return out
+
+    def _outranked(self, finding: Finding) -> Finding:
+        word = self._words.get(finding.entity)
+        if word is None or not finding.rule.startswith("xid_") or not finding.notify:
+            return finding
+        action = self._actions.get(word.code)
+        name = action.name if action else f"code {word.code}: for a person"
+        facts = (*((k, v) for k, v in finding.evidence.facts if k != "action"), ("action", f"driver: {name}"))
+        severity = finding.severity
+        if action is not None and SEVERITIES.index(action.severity) > SEVERITIES.index(severity):
+            severity = action.severity
+        sentence = f"{finding.sentence.rpartition('; ')[0]}; the driver asks for: {name}"
+        return replace(
+            finding, evidence=replace(finding.evidence, facts=facts), severity=severity, sentence=sentence
+        )
+
+    def _finding(self, entity: str, word: _Word, action: RecoveryAction | None, now_ns: int) -> Finding:
+        name = action.name if action else f"action {word.code}, which is not known: ask a person"
+        return Finding(
+            detector="rules", rule="recovery_action", entity=entity,
+            fault_class=word.fault_class or "gpu_error", severity=action.severity if action else "warning", start_ns=word.since_ns, end_ns=now_ns,
+            sentence=f"the driver says this GPU needs: {name}", metric=_METRIC, origin=word.origin,
+            notify=bool(word.fault_class) or now_ns - word.since_ns >= _SETTLE_S * _SECOND,
+            synthetic=word.synthetic,
+            evidence=Evidence(observed=float(word.code), expected=0.0, unit="code", since_ns=word.since_ns,
+                              facts=(("action", name),)),
+        )  # fmt: skip
+
+    def _hear(self, entity: str, code: int, time_ns: int, origin: str, synthetic: bool) -> None:
+        word = self._words.get(entity)
+        if word is None:
+            if code != 0:
+                self._words[entity] = _Word(code, time_ns, time_ns, origin, "", synthetic)
+        elif time_ns >= word.heard_ns:
+            if code != word.code:
+                word.code, word.synthetic = code, synthetic
+            word.heard_ns = time_ns
+
+    def _let_go(
+        self, entities: tuple[str, ...], none_now: np.ndarray, age_s: np.ndarray, now_ns: int
+    ) -> None:
+        said_none = {entities[row]: now_ns - int(age_s[row] * _SECOND) for row in np.flatnonzero(none_now)
+                     if entities[row] in self._words}  # fmt: skip
+        for entity, word in list(self._words.items()):
+            lapsed = now_ns - word.heard_ns > _HOLD_S * _SECOND
+            if lapsed or said_none.get(entity, 0) > word.heard_ns:
+                del self._words[entity]
+
+
+def _hex(text: str) -> int:
+    """The code of "0x2"; 255, which no table knows, when it cannot be read."""
+    try:
+        return int(text, 16) & 0xFF
+    except ValueError:
+        return 255

@@ -1,0 +1,132 @@
+"""Rules: the vendor's and the field's catalogue of facts, applied to events and readings.
+
+Sources: data/*.toml, from NVIDIA's Xid and SXid catalogues, NVML, and open systems' rules.
+Blind spot: what no catalogue names. A GPU that is silently slow breaks no rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from gpuvigil_detectors import catalogue
+from gpuvigil_detectors.base import Evidence, FactEvent, Finding, Snapshot
+from gpuvigil_detectors.cached import Cached
+from gpuvigil_detectors.code_reports import CodeReports
+from gpuvigil_detectors.metric_rules import MetricRules
+from gpuvigil_detectors.recovery import RECOVERY_XID, Recovery
+
+_SECOND: Final = 1_000_000_000
+_LINES_MAX: Final = 50_000
+
+
+@dataclass(slots=True)
+class _Line:
+    """A kernel line that still holds."""
+
+    row: catalogue.KernelLine
+    first_ns: int
+    last_ns: int
+    count: int
+    text: str
+    synthetic: bool
+
+
+class Rules:
+    """Every rule of the catalogue over one snapshot: Xids, SXids, kernel lines, recovery action, readings."""
+
+    name = "rules"
+
+    def __init__(self) -> None:
+        self._xids = CodeReports(catalogue.load("xid", catalogue.CodeTable), "Xid")
+        self._sxids = CodeReports(catalogue.load("sxid", catalogue.CodeTable), "SXid")
+        self._recovery = Recovery(catalogue.load("recovery", catalogue.RecoveryTable))
+        self._metrics = MetricRules()
+        lines = catalogue.load("kernel", catalogue.KernelLines).line
+        self._line_rows = {row.rule: row for row in lines}
+        self._lines: dict[tuple[str, str], _Line] = {}
+        self._boots: dict[str, str] = {}
+
+    def tick(self, snapshot: Snapshot) -> list[Finding]:
+        """Return everything that holds now."""
+        snapshot = Cached(snapshot)
+        self._watch_boots(snapshot)
+        for event in snapshot.events:
+            self._take(event, snapshot.now_ns)
+        self._recovery.read(snapshot)
+        readings = self._metrics.tick(snapshot)
+        codes = self._with_readings(self._xids.findings(snapshot.now_ns), readings)
+        codes += self._sxids.findings(snapshot.now_ns)
+        return self._recovery.apply(codes + readings, snapshot.now_ns) + self._held_lines(snapshot.now_ns)
+
+    @property
+    def dropped(self) -> int:
+        """Reports forgotten because too many different ones came."""
+        return self._xids.dropped + self._sxids.dropped
+
+    def _take(self, event: FactEvent, now_ns: int) -> None:
+        if event.kind == "xid":
+            if event.code == RECOVERY_XID:
+                self._recovery.take(event, now_ns)
+            self._xids.take(event, now_ns)
+        elif event.kind == "sxid":
+            self._sxids.take(event, now_ns)
+        elif event.kind == "recovery_action":
+            self._recovery.take(event, now_ns)
+        elif event.kind == "gpu_returned":
+            self._xids.clear(f"{event.node}/{event.entity}", min(event.time_ns, now_ns))
+            self._recovery.clear(f"{event.node}/{event.entity}")
+        elif event.kind == "kernel":
+            self._take_line(event, now_ns)
+
+    def _watch_boots(self, snapshot: Snapshot) -> None:
+        """A node that booted has reset its GPUs: what is not sticky is over."""
+        for node, fact in snapshot.nodes.items():
+            before = self._boots.get(node)
+            self._boots[node] = fact.boot_id
+            if before is not None and before != fact.boot_id:
+                self._xids.clear(f"{node}/", snapshot.now_ns)
+
+    def _with_readings(self, codes: list[Finding], readings: list[Finding]) -> list[Finding]:
+        """A report whose class depends on a reading takes it once the reading is there."""
+        standing = {(finding.rule, finding.entity) for finding in readings}
+        out = []
+        for finding in codes:
+            row = self._xids.row(int(dict(finding.evidence.facts).get("code", "0")))
+            if row.beside_rule and (row.beside_rule, finding.entity) in standing:
+                finding = replace(finding, fault_class=row.beside_class, notify=row.notify)  # noqa: PLW2901
+            out.append(finding)
+        return out
+
+    def _take_line(self, event: FactEvent, now_ns: int) -> None:
+        row = self._line_rows.get(event.fields.get("rule", ""))
+        if row is None:
+            return
+        device = event.fields.get("device", "")
+        blamed = f"disk:{device}" if row.blame == "device" and device else event.entity
+        key, time_ns = (f"{event.node}/{blamed}", row.rule), min(event.time_ns, now_ns)
+        line = self._lines.get(key)
+        if line is None:
+            if len(self._lines) >= _LINES_MAX:
+                del self._lines[next(iter(self._lines))]
+            line = self._lines[key] = _Line(row, time_ns, time_ns, 0, event.text, event.synthetic)
+        line.count += 1
+        line.last_ns, line.text = max(line.last_ns, time_ns), event.text
+
+    def _held_lines(self, now_ns: int) -> list[Finding]:
+        held = {k: v for k, v in self._lines.items() if now_ns - v.last_ns <= v.row.sticky_s * _SECOND}
+        self._lines = held
+        return [_line_finding(entity, line) for (entity, _), line in held.items()]
+
+
+def _line_finding(entity: str, line: _Line) -> Finding:
+    times = f", {line.count} lines" if line.count > 1 else ""
+    evidence = Evidence(
+        observed=float(line.count), unit="lines", since_ns=line.first_ns, facts=(("line", line.text[:200]),)
+    )
+    return Finding(
+        detector="rules", rule=f"kernel_{line.row.rule}", entity=entity, fault_class=line.row.fault_class,
+        severity=line.row.severity, start_ns=line.first_ns, end_ns=line.last_ns,
+        sentence=f"kernel: {line.row.sentence}{times}", origin="kernel_log", evidence=evidence,
+        notify=line.row.notify, synthetic=line.synthetic,
+    )  # fmt: skip

@@ -1,0 +1,40 @@
+"""Structural facts: what vanished, froze, hangs or fell silent. They need no statistics and come first.
+
+Blind spot: a source that goes on sending plausible numbers that are wrong.
+"""
+
+from __future__ import annotations
+
+from gpuvigil_detectors import catalogue
+from gpuvigil_detectors.base import Finding, Snapshot
+from gpuvigil_detectors.cached import Cached
+from gpuvigil_detectors.driver_state import DriverState
+from gpuvigil_detectors.silence import Silence
+from gpuvigil_detectors.stopped import Frozen, Stopped
+
+
+class Structural:
+    """Judges the shape of what arrives: events of the driver's keeper, inventories, ages, standstill."""
+
+    name = "structural"
+
+    def __init__(self, bounds: catalogue.StructuralBounds | None = None) -> None:
+        given = bounds if bounds is not None else catalogue.load("structural", catalogue.StructuralBounds)
+        self._driver = DriverState(given)
+        self._silence = Silence(given)
+        self._stopped = Stopped(given)
+        self._frozen = Frozen(given)
+
+    def tick(self, snapshot: Snapshot) -> list[Finding]:
+        """Return everything that holds now."""
+        snapshot = Cached(snapshot)
+        for event in snapshot.events:
+            self._driver.take(event, snapshot.now_ns)
+        self._driver.inventory(snapshot.nodes, snapshot.now_ns)
+        gpus = self._stopped.gpus
+        gpus.update(snapshot)
+        self._driver.readings(gpus.of_entities([*self._driver.lost, *self._driver.stuck]))
+        found = self._driver.findings(snapshot.now_ns)
+        found += self._silence.findings(snapshot.nodes, snapshot.now_ns)
+        found += self._stopped.findings(snapshot, self._driver)
+        return found + self._frozen.findings(snapshot)
