@@ -124,7 +124,7 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Seconds):
-        return f'"{value:g}s"' if value >= 1.0 or not value else f'"{value * 1000:g}ms"'
+        return f'"{_duration(value)}"'
     if isinstance(value, Bytes):
         unit = next(
             (u for u, size in reversed(_SIZE_UNITS.items()) if value % size == 0 and value >= size), "B"
@@ -135,6 +135,16 @@ def _toml(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return msgspec.json.encode(_encode_hook(value)).decode()
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration in the largest unit that divides it, in digits that read back."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    unit = next(
+        (u for u, size in reversed(_DURATION_UNITS.items()) if seconds >= size and seconds % size == 0), "s"
+    )
+    return f"{seconds / _DURATION_UNITS[unit]:.9f}".rstrip("0").rstrip(".") + unit
 
 
 class Tls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
