@@ -112,7 +112,7 @@ async def watch(
     try:
         async for record in source:
             in_second += 1
-            event = _event_of(record, grammar, gpu_by_pci, counters)
+            event = event_of(record, grammar, gpu_by_pci, counters)
             if event is not None:
                 now_event = coalescer.offer(_key(event), event, time.monotonic())
                 if now_event is not None:
@@ -135,9 +135,10 @@ async def _flush_often(coalescer: Coalescer, on_event: OnEvent) -> None:
             on_event(event)
 
 
-def _event_of(
+def event_of(
     record: KernelRecord, grammar: Grammar, gpu_by_pci: GpuByPci, counters: Counters
 ) -> AgentEvent | None:
+    """Return the event of one record; None when it says nothing known, or is not the kernel's own."""
     count(counters, "records")
     if record.facility != _KERN:
         count(counters, "refused_facility")

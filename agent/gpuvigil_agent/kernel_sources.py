@@ -28,9 +28,8 @@ _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 1.0, 60.0
 _HEALTHY_S: Final = 60.0  # a journalctl that lived this long starts its backoff anew
 _ESCAPED: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _FIELDS: Final = "MESSAGE,PRIORITY,SYSLOG_FACILITY,_TRANSPORT"
-JOURNAL_COMMAND: Final = (
-    "journalctl", "-k", "-f", "-q", "--no-pager", "-o", "json", f"--output-fields={_FIELDS}",
-)  # fmt: skip
+_JOURNALCTL: Final = ("journalctl", "-k", "-q", "--no-pager", "-o", "json", f"--output-fields={_FIELDS}")
+JOURNAL_COMMAND: Final = (*_JOURNALCTL, "-f")
 
 Counters = dict[str, int]
 OnState = Callable[[str], None]
@@ -58,6 +57,11 @@ class _JournalEntry(msgspec.Struct):
 
 
 _decode_entry = msgspec.json.Decoder(_JournalEntry).decode
+
+
+def history_command(lines_max: int) -> tuple[str, ...]:
+    """Return the command that prints the kernel's records of this boot's last 24 h and ends."""
+    return (*_JOURNALCTL, "--since=-24h", f"--lines={lines_max}")
 
 
 def count(counters: Counters, key: str, number: int = 1) -> None:
