@@ -49,8 +49,9 @@ class Child:
 class Children:
     """All children of one demo. Use as a context: leaving it stops every one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_seconds: float = STOP_SECONDS) -> None:
         self._all: list[Child] = []
+        self._stop_seconds = stop_seconds
         self._environment = clean_environment()
 
     def __enter__(self) -> Children:
@@ -83,11 +84,11 @@ class Children:
             raise CliError("\n".join(child.obituary() for child in dead[:3]))
 
     def stop(self) -> None:
-        """SIGTERM to all, SIGKILL to whoever is left after STOP_SECONDS; returns when none runs."""
+        """SIGTERM to all, SIGKILL to whoever is left after `stop_seconds`; returns when none runs."""
         for child in reversed(self._all):
             if child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + self._stop_seconds
         for child in self._all:
             try:
                 child.process.wait(timeout=max(0.05, deadline - time.monotonic()))

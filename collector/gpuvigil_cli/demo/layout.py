@@ -143,6 +143,7 @@ def make_scenario(layout: Layout, *, nodes: int, gpus: int, seed: int, own: Path
             path.write_bytes(own.read_bytes())
         except OSError as error:
             raise CliError(f"--scenario: {own} cannot be read: {error.strerror}") from None
+        simulator(["check", str(path)])
         return path
     arguments = ["demo-scenario", "--seed", str(seed), "--nodes", str(nodes), "--gpus", str(gpus)]
     path.write_bytes(simulator(arguments))

@@ -1,0 +1,239 @@
+"""Many nodes in one process, over the real protocol: one connection, one stream and one Hello a node.
+
+Ticks of all nodes are spread over the second in buckets; what nodes of a bucket share (blocks, checksum) is
+made once a tick, so that a node's message costs one serialisation. Prints one JSON object at the end.
+usage: load_generator.py --address HOST:PORT --profile FILE --nodes N [--first K] [--seconds S] [--measure-after S]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import time
+import uuid
+from collections import Counter, deque
+from pathlib import Path
+
+import grpc
+import harness
+
+from gpuvigil_protos.codec import SCHEMA_VERSION, blocks_crc
+from gpuvigil_protos.v1 import stream_pb2 as pb
+
+METHOD = "/gpuvigil_protos.v1.TelemetryService/Stream"
+BUCKETS = 50
+LATENCY_STEP = 1.1  # width of a latency bucket: 10 %
+# own connection a node, as real agents have; nagle and proxies are not what is measured
+OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+
+
+class Totals:
+    """What this process saw in the measured time."""
+
+    def __init__(self) -> None:
+        self.measuring = False
+        self.sent = self.acked = self.lost_streams = self.bytes = 0
+        self.refused: Counter[str] = Counter()
+        self.latency: Counter[int] = Counter()
+        self.late: Counter[int] = Counter()
+        self.errors: Counter[str] = Counter()
+
+
+def bucket_of(seconds: float) -> int:
+    """Logarithmic bucket of a latency; bucket b holds up to 0.1 ms * LATENCY_STEP ** b."""
+    import math
+
+    return max(0, math.ceil(math.log(max(seconds, 1e-4) / 1e-4, LATENCY_STEP)))
+
+
+class Node:
+    """One node's stream."""
+
+    def __init__(self, number: int, profile: dict, totals: Totals) -> None:
+        self.name = f"load-{number:05}"
+        self._profile, self._totals = profile, totals
+        self._sequence = 0
+        self._waiting: deque[tuple[int, float]] = deque()
+        self._call: grpc.aio.StreamStreamCall | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    def hello(self) -> pb.StreamRequest:
+        """Identity, inventory and dictionary: the profile's, with this node's own GPU names."""
+        names = {
+            gpu[0]: f"GPU-{uuid.uuid5(uuid.NAMESPACE_DNS, f'{self.name}/{gpu[1]}')}"
+            for gpu in self._profile["gpus"]
+        }
+        gpus = [
+            pb.Gpu(uuid=names[u], index=i, model=m, pci_bus_id=p, seen=True)
+            for u, i, m, p in self._profile["gpus"]
+        ]
+        groups = [
+            pb.Group(id=g["id"], period_ns=g["period_ns"],
+                     series=[pb.Series(metric=metric, entity=rename(entity, names)) for metric, entity in g["series"]])
+            for g in self._profile["groups"]
+        ]  # fmt: skip
+        inventory = pb.Inventory(gpus=gpus, driver_version="580.95.05", kernel="6.1", gpu_source="simulated")
+        return pb.StreamRequest(
+            hello=pb.Hello(
+                schema_version=SCHEMA_VERSION, node=self.name, boot_id=str(uuid.uuid4()), agent_version="load",
+                role=pb.ROLE_LIVE, inventory=inventory, dictionary=pb.Dictionary(version=1, groups=groups),
+                sent_ns=time.time_ns(),
+            )
+        )  # fmt: skip
+
+    async def connect(self, address: str) -> None:
+        """Open channel and stream, say Hello, wait for Welcome, start reading."""
+        self._channel = grpc.aio.insecure_channel(address, OPTIONS)
+        self._call = self._channel.stream_stream(METHOD)()
+        await self._call.write(self.hello().SerializeToString())
+        first = pb.StreamResponse.FromString(await asyncio.wait_for(self._call.read(), 30))
+        if not first.HasField("welcome"):
+            raise RuntimeError(f"expected Welcome, got {first.WhichOneof('message')}")
+        self._reader = asyncio.create_task(self._read())
+
+    async def send(self, request: pb.StreamRequest, due: float) -> None:
+        """Send the bucket's batch as this node's next; `due` is the monotonic time at which it should go."""
+        if self._call is None or self._call.done():
+            return
+        self._sequence += 1
+        request.batch.sequence = self._sequence
+        data = request.SerializeToString()
+        now = time.monotonic()
+        self._waiting.append((self._sequence, now))
+        if self._totals.measuring:
+            self._totals.sent += 1
+            self._totals.bytes += len(data)
+            self._totals.late[bucket_of(now - due)] += 1
+        try:
+            await self._call.write(data)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            self._totals.errors[type(error).__name__] += 1
+
+    async def _read(self) -> None:
+        assert self._call is not None
+        try:
+            while (data := await self._call.read()) is not grpc.aio.EOF:
+                self._take(pb.StreamResponse.FromString(data))
+        except grpc.aio.AioRpcError as error:
+            self._totals.errors[f"{error.code().name}: {str(error.details())[:80]}"] += 1
+        self._totals.lost_streams += 1
+
+    def _take(self, response: pb.StreamResponse) -> None:
+        if response.HasField("refusal"):
+            self._totals.refused[response.refusal.reason] += 1
+        now = time.monotonic()
+        for mark in response.ack.watermarks:
+            while (
+                getattr(mark, "class") == pb.CLASS_METRICS
+                and self._waiting
+                and self._waiting[0][0] <= mark.received
+            ):
+                _, sent = self._waiting.popleft()
+                if self._totals.measuring:
+                    self._totals.acked += 1
+                    self._totals.latency[bucket_of(now - sent)] += 1
+
+    async def close(self) -> None:
+        """End the stream."""
+        self._reader.cancel()
+        if self._channel is not None:
+            await self._channel.close()
+
+
+def rename(entity: str, names: dict[str, str]) -> str:
+    """Put this node's GPU name in the place of the captured one."""
+    for old, new in names.items():
+        if old in entity:
+            return entity.replace(old, new)
+    return entity
+
+
+class Payload:
+    """The batches of one bucket of nodes, tick after tick."""
+
+    def __init__(self, profile: dict, bucket: int) -> None:
+        self._groups = [
+            (g["id"], max(1, round(g["period_ns"] / 1e9)), [base64.b64decode(row) for row in g["rows"]])
+            for g in profile["groups"]
+        ]
+        self._bucket = bucket
+
+    def make(self, tick: int, tick_ns: int) -> pb.StreamRequest:
+        """One batch without its sequence: every group that is due at this tick."""
+        blocks = [
+            pb.Block(
+                group=number, tick_ns=[tick_ns], values=rows[(tick // period + self._bucket) % len(rows)]
+            )
+            for number, period, rows in self._groups
+            if (tick + self._bucket) % period == 0
+        ]
+        batch = pb.Batch(
+            sequence=1, dictionary_version=1, blocks=blocks, sent_ns=time.time_ns(), crc=blocks_crc(blocks)
+        )
+        setattr(batch, "class", pb.CLASS_METRICS)
+        return pb.StreamRequest(batch=batch)
+
+
+async def run_bucket(payload: Payload, nodes: list[Node], offset_s: float, start: float, stop: float) -> None:
+    """Send for every node of a bucket once a second at the bucket's phase."""
+    tick = 0
+    while (due := start + tick + offset_s) < stop:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        request = payload.make(tick, time.time_ns())
+        await asyncio.gather(*(node.send(request, due) for node in nodes))
+        tick += 1
+
+
+async def run(options: argparse.Namespace) -> dict:
+    """Connect all nodes, send, and return the totals."""
+    profile = json.loads(Path(options.profile).read_text(encoding="utf-8"))
+    totals = Totals()
+    nodes = [Node(options.first + number, profile, totals) for number in range(options.nodes)]
+    for begin in range(0, len(nodes), 50):  # a herd of Hellos is another benchmark
+        await asyncio.gather(*(node.connect(options.address) for node in nodes[begin : begin + 50]))
+    totals.lost_streams = 0
+    print("connected", flush=True)
+    start = time.monotonic()
+    stop = start + options.measure_after + options.seconds
+    buckets = [
+        run_bucket(Payload(profile, b), nodes[b::BUCKETS], b / BUCKETS, start, stop)
+        for b in range(BUCKETS)
+        if nodes[b::BUCKETS]
+    ]
+    cpu = 0.0
+
+    async def measure() -> None:
+        nonlocal cpu
+        await asyncio.sleep(options.measure_after)
+        totals.measuring, before = True, sum(os.times()[:2])
+        await asyncio.sleep(options.seconds - 0.05)
+        totals.measuring, cpu = False, sum(os.times()[:2]) - before
+
+    await asyncio.gather(measure(), *buckets)
+    lost, errors = totals.lost_streams, dict(totals.errors)
+    await asyncio.gather(*(node.close() for node in nodes))
+    return {
+        "nodes": options.nodes, "seconds": options.seconds, "sent": totals.sent, "acked": totals.acked,
+        "bytes": totals.bytes, "refused": dict(totals.refused), "lost_streams": lost, "errors": errors,
+        "cpu_s": cpu, "latency": totals.latency, "late": totals.late,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run as one generator process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--measure-after", type=float, default=10)
+    print(json.dumps(asyncio.run(run(parser.parse_args()))), flush=True)
+
+
+if __name__ == "__main__":
+    harness.environment()
+    main()
