@@ -81,7 +81,7 @@ def test_both_targets_are_up_and_scraped_each_second(ports: Ports, which: str) -
 
 
 def test_a_query_shows_the_injected_xid(ports: Ports) -> None:
-    """The Xid is a counter with the number as a label, by node and GPU, from the agent and from the collector."""
+    """The Xid is a counter with the number as a label, by node and GPU, from both endpoints."""
     for endpoint in (ports.metrics, ports.web):
         ask = f'gpuvigil_xid_total{{instance="127.0.0.1:{endpoint}",node="sim-1",gpu="1",xid="79"}} >= 1'
         found = stack.wait_for(lambda ask=ask: query(ports, ask), 60, f"Xid 79 by {ask}")
