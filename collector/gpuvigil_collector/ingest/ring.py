@@ -36,7 +36,7 @@ FAST, SLOW = range(len(SHAPES))
 
 
 class Plane:
-    """One mapped plane. column_second int64 [columns]; latest_ns int64 [capacity]; latest float32 [capacity]."""
+    """One mapped plane: column_second int64 [columns]; latest_ns int64, latest float32 [capacity]."""
 
     def __init__(self, fd: int, shape: Shape, capacity: int) -> None:
         self.shape = shape
@@ -53,8 +53,10 @@ class Plane:
         self.values: NDArray[np.float32] = flat.reshape(shape.columns, capacity)
         self._used = 0
 
-    def write(self, second: int, time_ns: int, rows: slice | NDArray[np.int32], values: NDArray[np.float32]) -> None:
-        """Put one tick of one group: values float32 [rows], NaN = absent. Older columns are never reopened."""
+    def write(
+        self, second: int, time_ns: int, rows: slice | NDArray[np.int32], values: NDArray[np.float32]
+    ) -> None:
+        """Put one tick of one group: values float32 [rows], NaN = absent. A column is never set back."""
         start = second - second % self.shape.step_s
         column = start // self.shape.step_s % self.shape.columns
         if self.column_second[column] < start:
@@ -64,7 +66,9 @@ class Plane:
             self.values[column, rows] = values
         self._write_latest(time_ns, rows, values)
 
-    def _write_latest(self, time_ns: int, rows: slice | NDArray[np.int32], values: NDArray[np.float32]) -> None:
+    def _write_latest(
+        self, time_ns: int, rows: slice | NDArray[np.int32], values: NDArray[np.float32]
+    ) -> None:
         present = ~np.isnan(values)
         if present.all():
             self.latest[rows] = values
@@ -80,8 +84,10 @@ class Plane:
         self.latest[rows] = np.nan
         self.latest_ns[rows] = 0
 
-    def read(self, first_second: int, seconds: int, rows: NDArray[np.int32], out: NDArray[np.float32]) -> None:
-        """Fill `out`, float32 [len(rows), seconds], from `first_second` on; what is not there stays as it is."""
+    def read(
+        self, first_second: int, seconds: int, rows: NDArray[np.int32], out: NDArray[np.float32]
+    ) -> None:
+        """Fill `out`, float32 [rows, seconds], from `first_second` on; what is not there stays as it is."""
         step, columns = self.shape.step_s, self.shape.columns
         wanted = np.arange(-(-first_second // step) * step, first_second + seconds, step)
         where = wanted // step % columns

@@ -1,0 +1,61 @@
+"""The registry of known nodes: what the collector still knows after a restart, so that silence shows.
+
+One SQLite file. A node is written when it says Hello and when it leaves; the newest time it was heard, at
+most once a minute. Nothing here is needed for delivery, so an unreadable file is set aside, not fatal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from gpuvigil_detectors.base import NodeFact
+from gpuvigil_protos import log
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS node (node TEXT PRIMARY KEY, fact TEXT NOT NULL) WITHOUT ROWID"
+_log = log.get("registry")
+
+
+class Registry:
+    """Known nodes on disk. Used from one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = _open(path)
+        except sqlite3.DatabaseError as error:
+            aside = path.with_suffix(".broken")
+            path.replace(aside)
+            _log.error("registry_unreadable", error=str(error), set_aside=str(aside))
+            self._db = _open(path)
+
+    def load(self) -> dict[str, NodeFact]:
+        """Return all known nodes, none of them connected."""
+        rows = self._db.execute("SELECT fact FROM node ORDER BY node")
+        facts = (msgspec.json.decode(text, type=NodeFact) for (text,) in rows)
+        return {fact.node: dataclasses.replace(fact, connected=False) for fact in facts}
+
+    def save(self, facts: list[NodeFact]) -> None:
+        """Write these nodes in one transaction."""
+        rows = [(fact.node, msgspec.json.encode(fact).decode()) for fact in facts]
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO node VALUES (?, ?)", rows)
+
+    def forget(self, node: str) -> None:
+        """Take a node out: it was decommissioned."""
+        self._db.execute("DELETE FROM node WHERE node = ?", (node,))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")
+    db.execute(_SCHEMA)
+    return db
