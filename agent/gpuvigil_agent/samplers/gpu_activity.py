@@ -26,6 +26,10 @@ class Activity:
 
     name = "gpu_activity"
     period_s = 1.0
+    metrics = (
+        GPU_MEMORY_UTILIZATION_RATIO,
+        GPU_UTILIZATION_RATIO,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

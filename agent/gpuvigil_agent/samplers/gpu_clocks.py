@@ -27,6 +27,11 @@ class Clocks:
 
     name = "gpu_clocks"
     period_s = 1.0
+    metrics = (
+        GPU_CLOCKS_EVENT_REASONS,
+        GPU_MEMORY_CLOCK_HERTZ,
+        GPU_SM_CLOCK_HERTZ,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

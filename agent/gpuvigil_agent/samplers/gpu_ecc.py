@@ -36,6 +36,12 @@ class Ecc:
 
     name = "gpu_ecc"
     period_s = 10.0
+    metrics = (
+        GPU_ECC_CORRECTED_AGGREGATE_TOTAL,
+        GPU_ECC_CORRECTED_VOLATILE_TOTAL,
+        GPU_ECC_UNCORRECTED_AGGREGATE_TOTAL,
+        GPU_ECC_UNCORRECTED_VOLATILE_TOTAL,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

@@ -29,6 +29,12 @@ class Limits:
 
     name = "gpu_limits"
     period_s = 60.0
+    metrics = (
+        GPU_PCIE_LINK_GENERATION_MAX,
+        GPU_PCIE_LINK_WIDTH_MAX,
+        GPU_POWER_LIMIT_WATTS,
+        GPU_SM_CLOCK_MAX_HERTZ,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

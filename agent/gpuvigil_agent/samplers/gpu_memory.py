@@ -26,6 +26,10 @@ class Memory:
 
     name = "gpu_memory"
     period_s = 1.0
+    metrics = (
+        GPU_FRAMEBUFFER_TOTAL_BYTES,
+        GPU_FRAMEBUFFER_USED_BYTES,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

@@ -48,6 +48,13 @@ class NvLink:
 
     name = "gpu_nvlink"
     period_s = 10.0
+    metrics = (
+        GPU_NVLINK_LINKS,
+        GPU_NVLINK_LINKS_ACTIVE,
+        NVLINK_CRC_ERRORS_TOTAL,
+        NVLINK_RECOVERY_ERRORS_TOTAL,
+        NVLINK_REPLAY_ERRORS_TOTAL,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

@@ -28,6 +28,11 @@ class Pcie:
 
     name = "gpu_pcie"
     period_s = 10.0
+    metrics = (
+        GPU_PCIE_LINK_GENERATION,
+        GPU_PCIE_LINK_WIDTH,
+        GPU_PCIE_REPLAYS_TOTAL,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

@@ -26,6 +26,10 @@ class Power:
 
     name = "gpu_power"
     period_s = 1.0
+    metrics = (
+        GPU_ENERGY_JOULES_TOTAL,
+        GPU_POWER_WATTS,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

@@ -25,6 +25,7 @@ class Processes:
 
     name = "gpu_processes"
     period_s = 10.0
+    metrics = (GPU_COMPUTE_PROCESSES,)
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

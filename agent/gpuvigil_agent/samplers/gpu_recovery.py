@@ -25,6 +25,7 @@ class Recovery:
 
     name = "gpu_recovery"
     period_s = 10.0
+    metrics = (GPU_RECOVERY_ACTION,)
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

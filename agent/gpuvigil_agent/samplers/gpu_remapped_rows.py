@@ -28,6 +28,12 @@ class RemappedRows:
 
     name = "gpu_remapped_rows"
     period_s = 60.0
+    metrics = (
+        GPU_REMAPPED_ROWS_CORRECTABLE,
+        GPU_REMAPPED_ROWS_UNCORRECTABLE,
+        GPU_ROW_REMAP_FAILURE,
+        GPU_ROW_REMAP_PENDING,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

@@ -27,6 +27,10 @@ class Thermal:
 
     name = "gpu_thermal"
     period_s = 1.0
+    metrics = (
+        GPU_MEMORY_TEMPERATURE_CELSIUS,
+        GPU_TEMPERATURE_CELSIUS,
+    )
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

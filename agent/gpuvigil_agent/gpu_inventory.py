@@ -1,0 +1,81 @@
+"""The GPUs this node has had and those that answer now; kept in a file, for boards vanish over reboots too.
+
+A board at the bus address of a missing one is its replacement: the old one is then forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gpuvigil_agent.driver_frames import GpuInfo
+
+_GPUS_MAX: Final = 1024
+
+
+class GpuInventory:
+    """Expected against seen, by UUID. `path` may be in a folder that cannot be written: then memory only."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, GpuInfo] = {}
+        for gpu in self._load():
+            self._known[gpu.uuid] = msgspec.structs.replace(gpu, seen=False)
+
+    @property
+    def gpus(self) -> tuple[GpuInfo, ...]:
+        """Return all GPUs that the node has had, by index, each with whether it answers now."""
+        return tuple(sorted(self._known.values(), key=lambda gpu: (gpu.index, gpu.uuid)))
+
+    @property
+    def seen(self) -> int:
+        """Return how many answer now."""
+        return sum(gpu.seen for gpu in self._known.values())
+
+    def uuid_at(self, index: int) -> str:
+        """Return the UUID of the board last known at an index, or an empty text."""
+        return next((gpu.uuid for gpu in self._known.values() if gpu.index == index), "")
+
+    def update(self, present: Iterable[GpuInfo], *, complete: bool) -> None:
+        """Take the boards that answer; where the list is complete, all others are not seen."""
+        before = set(self._known)
+        now = {gpu.uuid: gpu for gpu in present}
+        buses = {gpu.pci_bus_id for gpu in now.values()}
+        self._known = {
+            uuid: msgspec.structs.replace(gpu, seen=gpu.seen and not complete)
+            for uuid, gpu in self._known.items()
+            if uuid in now or gpu.pci_bus_id not in buses
+        } | now
+        if set(self._known) != before:
+            self._store()
+
+    def lose(self, uuid: str) -> None:
+        """Mark one board as gone."""
+        if uuid in self._known:
+            self._known[uuid] = msgspec.structs.replace(self._known[uuid], seen=False)
+
+    def lose_all(self) -> None:
+        """Mark every board as gone: nothing answers."""
+        for uuid in self._known:
+            self.lose(uuid)
+
+    def _load(self) -> list[GpuInfo]:
+        if self._path is None:
+            return []
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[GpuInfo])[:_GPUS_MAX]
+        except (OSError, msgspec.MsgspecError):
+            return []
+
+    def _store(self) -> None:
+        """Replace the file whole, so that a crash leaves the old or the new one."""
+        if self._path is None:
+            return
+        draft = self._path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            draft.write_bytes(msgspec.json.encode(list(self.gpus)))
+            draft.replace(self._path)
