@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.incident_help import SECOND, T0, Life, finding, fleet, gpu
 
+from gpuvigil_collector.incidents import ranking
 from gpuvigil_collector.incidents.incident import fingerprint, scope_of
 from gpuvigil_protos.fault_classes import FAULT_CLASSES
 
@@ -91,13 +94,31 @@ def test_a_statistical_finding_is_the_shadow_of_a_fact_on_the_same_gpu_but_not_o
 def test_many_silent_agents_are_one_fleet_incident_and_one_is_the_nodes():
     life = Life()
     silent = [finding("monitor_fault", f"n{i}/node", severity="warning", origin="agent") for i in range(5)]
+    storm = finding("monitor_fault", "fleet", at=1, origin="agent", rule="fleet_silent")
     life.hold(0, 6, silent[0])
     assert life.open == [("monitor_fault", "n0/node")]
-    life.hold(6, 12, *silent)
+    life.hold(6, 12, storm, *[replace(one, notify=False) for one in silent])
     assert life.open == [("monitor_fault", "fleet")]
     (incident,) = life.tracker.open.values()
     assert (incident.scope, incident.node, incident.gpus) == ("fleet", "", 128)
-    assert incident.cause.startswith("5 of 16 nodes")
+    assert incident.cause == storm.sentence
+    assert [what for what, *_ in life.log] == ["opened", "cause_changed"]
+
+
+def test_a_count_that_is_short_gives_way_to_the_gpu_that_is_lost():
+    life = Life()
+    short = finding("gpu_lost", "n1/node", rule="gpu_count")
+    life.hold(0, 3, short)
+    assert life.open == [("gpu_lost", "n1/node")]
+    life.hold(3, 6, short, finding("gpu_lost", gpu("n1", 4), at=3))
+    life.hold(6, 9, finding("gpu_lost", gpu("n1", 4), at=3), finding("gpu_lost", gpu("n1", 5), at=6))
+    assert sorted(life.open) == [("gpu_lost", gpu("n1", 4)), ("gpu_lost", gpu("n1", 5))]
+
+
+def test_every_class_has_a_rank():
+    causes = ranking.load()
+    assert sorted(FAULT_CLASSES, key=causes.rank)[0] == "node_down"
+    assert max(map(causes.rank, FAULT_CLASSES)) < len(FAULT_CLASSES)
 
 
 def test_one_hot_node_is_one_incident_and_two_hot_gpus_are_two():

@@ -71,7 +71,7 @@ class Counts:
     def count_findings(self, findings: list[Finding]) -> None:
         """Count each finding once, when it begins; and how many hold now."""
         holding = {(f.detector, f.rule, f.fault_class, f.severity, f.entity) for f in findings}
-        for detector, _, fault_class, severity, _ in holding - self._holding:
+        for detector, _, fault_class, severity, _ in sorted(holding - self._holding):
             self.findings_total.labels(detector, fault_class, severity).inc()
         self.findings_now = Tally((key[0], key[2], key[3]) for key in holding)
         self._holding = holding

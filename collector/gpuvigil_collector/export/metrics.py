@@ -146,8 +146,8 @@ def _incidents(view: View) -> Iterator[Metric]:
     yield by_class
     yield _counter("gpuvigil_incidents_not_opened", "Findings too many to open an incident.", view.not_opened)
     yield _gauge(
-        "gpuvigil_gpu_hours_at_stake", "GPU-hours held by open incidents so far.",
-        sum(incident.gpu_hours(view.now_ns) for incident in view.open.values()),
+        "gpuvigil_gpu_at_stake_seconds", "Time of all GPUs in the scope of open incidents, so far.",
+        3600 * sum(incident.gpu_hours(view.now_ns) for incident in view.open.values()),
     )  # fmt: skip
     each = GaugeMetricFamily(
         "gpuvigil_incident_open", "Open incidents by what they are about, the gravest and oldest 100.",
@@ -204,11 +204,20 @@ def _refusals(rows: Ledger) -> Tally[str]:
 
 
 def _ingest_families(counters: dict[str, float]) -> Iterator[Metric]:
-    """Show what the ingest workers count, under their own names."""
-    for name, value in sorted(counters.items())[:_INGEST_SERIES_MAX]:
+    """Show what the ingest workers count, under their own names; `name:word` is `name` with that reason."""
+    families: dict[str, list[tuple[str, float]]] = {}
+    for key, value in sorted(counters.items())[:_INGEST_SERIES_MAX]:
+        name, _, reason = key.partition(":")
+        families.setdefault(name, []).append((reason, value))
+    for name, rows in families.items():
         full = "gpuvigil_ingest_" + re.sub(r"[^a-z0-9_]", "_", name.removeprefix("ingest_").lower())
-        family = _counter if full.endswith("_total") else _gauge
-        yield family(full.removesuffix("_total"), f"Ingest: {name.replace('_', ' ')}.", value)
+        kind = CounterMetricFamily if full.endswith("_total") else GaugeMetricFamily
+        labels = ["reason"] if any(reason for reason, _ in rows) else []
+        text = f"Ingest: {name.removesuffix('_total').replace('_', ' ')}."
+        family = kind(full.removesuffix("_total"), text, labels=labels)
+        for reason, value in rows:
+            family.add_metric([reason] if labels else [], value)
+        yield family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

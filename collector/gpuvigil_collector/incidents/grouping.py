@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from gpuvigil_collector.incidents.ranking import FLEET, Causes, Claim, Key, Widening, locality
+from gpuvigil_collector.incidents.ranking import Causes, Claim, Key, Widening, locality
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import SEVERITIES, Finding
 from gpuvigil_protos import entity as names
@@ -40,43 +40,40 @@ def _is_statistical(finding: Finding) -> bool:
 
 
 def widen(claims: list[Claim], causes: Causes, topology: Topology) -> list[Claim]:
-    """Add a claim about the node or the fleet where enough of its parts claim the same at once."""
+    """Add a claim about the node where enough of its GPUs claim the same at once."""
     return claims + [wide for row in causes.widenings for wide in _widened(claims, row, topology)]
 
 
 def _widened(claims: list[Claim], row: Widening, topology: Topology) -> list[Claim]:
-    parts: dict[str, dict[str, Claim]] = {}
+    gpus_of: dict[str, dict[str, Claim]] = {}
     for claim in claims:
         node, part = locality(claim.entity)
-        if claim.fault_class == row.fault_class and (row.to == FLEET or names.kind_of(part) == "gpu"):
-            shared, member = (FLEET, node) if row.to == FLEET else (node, part)
-            parts.setdefault(shared, {})[member] = claim
+        if claim.fault_class == row.fault_class and names.kind_of(part) == "gpu":
+            gpus_of.setdefault(node, {})[part] = claim
     wide = []
-    for shared, members in parts.items():
-        total = topology.node_count if row.to == FLEET else len(topology.gpus(shared))
-        if len(members) >= row.count_min and len(members) >= row.share_min * total:
-            wide.append(_shared_claim(row, shared, list(members.values()), total))
+    for node, gpus in gpus_of.items():
+        total = len(topology.gpus(node))
+        if len(gpus) >= row.count_min and len(gpus) >= row.share_min * total:
+            wide.append(_node_claim(node, list(gpus.values()), total))
     return wide
 
 
-def _shared_claim(row: Widening, shared: str, members: list[Claim], total: int) -> Claim:
-    """Build the claim about what the members share; its sentence counts them and quotes the first."""
-    first = min(members, key=lambda claim: (claim.start_ns, claim.entity))
-    what, where = ("nodes", "the fleet") if row.to == FLEET else ("GPUs", f"node {shared}")
+def _node_claim(node: str, gpus: list[Claim], total: int) -> Claim:
+    """Build the claim about the node; its sentence counts the GPUs and quotes the first."""
+    first = min(gpus, key=lambda claim: (claim.start_ns, claim.entity))
     finding = replace(
         first.findings[0],
         detector="incidents",
-        rule=f"widened_{row.fault_class}",
-        entity=FLEET if row.to == FLEET else f"{shared}/{names.NODE}",
-        fault_class=row.as_class,
+        rule=f"many_{first.fault_class}",
+        entity=f"{node}/{names.NODE}",
         start_ns=first.start_ns,
-        severity=max((claim.findings[0].severity for claim in members), key=SEVERITIES.index),
-        sentence=f"{len(members)} of {total} {what} of {where} at once; first: {first.findings[0].sentence}",
+        severity=max((claim.findings[0].severity for claim in gpus), key=SEVERITIES.index),
+        sentence=f"{len(gpus)} of {total} GPUs of {node} at once; first: {first.findings[0].sentence}",
     )
     return Claim(
-        fault_class=row.as_class,
+        fault_class=first.fault_class,
         entity=finding.entity,
         start_ns=first.start_ns,
-        statistical=all(claim.statistical for claim in members),
+        statistical=all(claim.statistical for claim in gpus),
         findings=(finding,),
     )

@@ -25,7 +25,7 @@ _ANY = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Findings of one class about one entity. statistical: no fact among them. gpus: at stake by widening."""
+    """Findings of one class about one entity. statistical: no fact among them."""
 
     fault_class: str
     entity: str
@@ -41,7 +41,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One row: `cause` explains `symptoms` within reach; within_ns applies to node and fleet alone."""
+    """One row: `cause` explains `symptoms` within reach; within_ns applies to node and fleet alone.
+
+    statistics: also every statistical finding. lead_is_node, claim_is_node: only where that one is about the
+    node itself.
+    """
 
     cause: str
     symptoms: frozenset[str]
@@ -49,15 +53,14 @@ class Rule:
     within_ns: int
     statistics: bool
     lead_is_node: bool
+    claim_is_node: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widening:
-    """One class on many entities is one fault of class `as_class` of what they share."""
+    """One class on many GPUs of a node is one fault of the node."""
 
     fault_class: str
-    as_class: str
-    to: Reach
     count_min: int
     share_min: float
 
@@ -80,7 +83,7 @@ class Causes:
     def _check(self) -> None:
         named = set(self._rank) | set(self._hold_ns) | set(self._rules)
         named |= {symptom for rules in self._rules.values() for rule in rules for symptom in rule.symptoms}
-        named |= {word for row in self.widenings for word in (row.fault_class, row.as_class)}
+        named |= {row.fault_class for row in self.widenings}
         unknown = named - set(FAULT_CLASSES) - {_ANY}
         if unknown:
             raise ValueError(f"causes: unknown fault classes {sorted(unknown)}")
@@ -104,9 +107,8 @@ class Causes:
     def _applies(self, rule: Rule, lead: Claim, claim: Claim) -> bool:
         later = _ANY in rule.symptoms and self.rank(claim.fault_class) > self.rank(lead.fault_class)
         listed = claim.fault_class in rule.symptoms or later or (rule.statistics and claim.statistical)
-        if not listed or (rule.lead_is_node and locality(lead.entity)[1] != names.NODE):
-            return False
-        return _within_reach(rule, lead, claim)
+        of_node = (not rule.lead_is_node or _is_node(lead)) and (not rule.claim_is_node or _is_node(claim))
+        return listed and of_node and _within_reach(rule, lead, claim)
 
 
 def load() -> Causes:
@@ -120,6 +122,10 @@ def locality(entity: str) -> tuple[str, str]:
     node, _, local = entity.partition("/")
     uuid = names.gpu_uuid_of(local)
     return node, names.gpu(uuid) if uuid is not None else local
+
+
+def _is_node(claim: Claim) -> bool:
+    return locality(claim.entity)[1] == names.NODE
 
 
 def _statistical_shadow(lead: Claim, claim: Claim, outranks: bool) -> bool:
@@ -151,14 +157,13 @@ def _rule(row: dict[str, Any]) -> Rule:
         within_ns=_ns(row.get("within", "0s")),
         statistics=row.get("statistics", False),
         lead_is_node=row.get("lead_is_node", False),
+        claim_is_node=row.get("claim_is_node", False),
     )
 
 
 def _widening(row: dict[str, Any]) -> Widening:
     return Widening(
         fault_class=row["class"],
-        as_class=row.get("as", row["class"]),
-        to=row["to"],
         count_min=row["count_min"],
         share_min=row["share_min"],
     )

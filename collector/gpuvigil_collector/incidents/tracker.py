@@ -133,8 +133,9 @@ class Tracker:
 
     def _take_over(self, incident: Incident, claim: Claim, topology: Topology, now_ns: int) -> None:
         before = f"{incident.fault_class} on {incident.target}"
-        self._feed(lead_with(incident, claim, topology), claim, now_ns)
-        after = self.open[incident.id]
+        led = lead_with(incident, claim, topology)
+        after = with_claim(led, claim, now_ns, self.settings.findings_max)
+        self._put(after)
         self._note(now_ns, "cause_changed", after, f"was {before}, now {claim.fault_class} on {claim.entity}")
 
     def _open(self, claim: Claim, topology: Topology, now_ns: int) -> None:

@@ -1,0 +1,115 @@
+"""A brain over a fake store: pipeline, counts, view and the web server, without ingest."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+
+from unit.fake_snapshot import Fleet
+from unit.incident_help import Life
+
+from gpuvigil_collector.config import Web
+from gpuvigil_collector.export.counts import Counts
+from gpuvigil_collector.export.metrics import FleetCollector, registry_of
+from gpuvigil_collector.export.view import View
+from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.pipeline import Pipeline
+from gpuvigil_collector.web.app import Sources, make_app
+from gpuvigil_collector.web.server import bind, make_server
+
+
+@dataclass
+class Says:
+    """A detector that finds what it is told to."""
+
+    name: str = "rules"
+    findings: list = field(default_factory=list)
+    calls: int = 0
+    masked: set = field(default_factory=set)
+    until_ns: int | None = None
+
+    def tick(self, _snapshot):
+        self.calls += 1
+        return list(self.findings)
+
+    def mask(self, entities):
+        self.masked = entities
+
+    def status(self):
+        return {"learning_until_ns": self.until_ns}
+
+
+@dataclass
+class FakeStore:
+    """Store's read side over a fake fleet."""
+
+    fleet: Fleet
+    rows: list = field(default_factory=list)
+    arrived: threading.Event = field(default_factory=threading.Event)
+
+    def snapshot(self, now_ns):
+        self.fleet.now_ns = now_ns
+        self.arrived.clear()
+        return self.fleet.snapshot()
+
+    def wait_events(self, timeout_s):
+        return self.arrived.wait(timeout_s)
+
+    def ledger(self):
+        return self.rows
+
+    def counters(self):
+        return {"streams": 3.0, "batches_total": 12.0, "refused_total:bad_crc": 2.0}
+
+
+def ledger_row(node, name="metrics", **more):
+    return {"node": node, "boot_id": "b1", "class": name, "received": 10, "durable": 8, "duplicates": 0,
+            "gap_sequences": 0, "refused": {}} | more  # fmt: skip
+
+
+class Rig:
+    """Everything the pipeline needs, on a fake clock; `serve` puts the real web server before it."""
+
+    def __init__(self, directory, nodes=3, gpus=2):
+        self.fleet = Fleet()
+        for number in range(nodes):
+            self.fleet.node(f"n{number}", gpus)
+        self.structural, self.rules, self.statistical = Says("structural"), Says("rules"), Says("statistical")
+        self.store, self.counts = FakeStore(self.fleet), Counts()
+        self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
+        self.pipeline = Pipeline(
+            store=self.store, structural=self.structural, rules=self.rules, statistical=self.statistical,
+            tracker=Life().tracker, journal=self.journal, counts=self.counts,
+            view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
+        )  # fmt: skip
+        self.alive = True
+
+    def tick(self, seconds=1.0, urgent=False):
+        return self.pipeline.run(self.fleet.now_ns + int(seconds * 1e9), urgent=urgent)
+
+    def collector(self):
+        return FleetCollector(
+            "0.1.0", lambda: self.pipeline.view, self.counts, self.store.ledger, self.store.counters
+        )
+
+    @contextlib.contextmanager
+    def serve(self):
+        sources = Sources(
+            view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
+            registry=registry_of(self.collector()), alive=lambda: self.alive,
+        )  # fmt: skip
+        web = Web(address="127.0.0.1:0")
+        listener, server = bind(web), make_server(make_app(sources), web)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            yield "http://{}:{}".format(*listener.getsockname())
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            listener.close()
