@@ -135,7 +135,7 @@ class CodeReports:
         return [start for start in list(bursts)[::2] if now_ns - start <= window_ns]
 
     def severity(self, report: Report, now_ns: int) -> tuple[Severity, bool]:
-        """Severity by row, by the line's own word where the row says so, by repeats; and whether it repeats."""
+        """Severity by row, by the line's own word, by repeats; and whether it repeats."""
         severity = report.row.severity
         if report.row.by_word and report.word:
             severity = "critical" if report.word == "Fatal" else "warning"
@@ -176,8 +176,8 @@ class CodeReports:
                 continue
             where = f"this GPU, {unit}" if unit else "this GPU"
             sentence = (
-                f"{self._label} {report.code} ({report.row.meaning}) came back in {len(alone)} bursts within 24 h "
-                f"on {where} alone: suspect the hardware; a person should run diagnostics"
+                f"{self._label} {report.code} ({report.row.meaning}) came back in {len(alone)} bursts "
+                f"within 24 h on {where} alone: suspect the hardware; a person should run diagnostics"
             )
             found.append(Finding(
                 detector="rules", rule=f"{self._label.lower()}_{report.code}_pattern", entity=report.entity,

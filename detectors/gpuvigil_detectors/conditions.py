@@ -34,6 +34,7 @@ _SECOND: Final = 1_000_000_000
 _BUCKETS: Final = 6
 _OWN_READINGS_MIN: Final = 20  # readings before a series has a normal of its own
 _OWN_SPREADS: Final = 10.0
+_OWN_WEIGHT_SLOW: Final = 0.001
 _OWN_WEIGHT: Final = 0.02  # weight of one reading in that normal
 _AGE_MAX_S: Final = 15.0  # three missed readings of the 5 s and slower groups, many of the 1 s group
 
@@ -77,9 +78,15 @@ class Test:
         self._joins = Joins()
         self._judge = _JUDGES[condition.test]
         self.state = SeriesState(
-            best=("f8", np.nan, ()), total=("f8", np.nan, ()), read_ns=("i8", 0, ()), own=("f8", np.nan, ()), spread=("f8", 0.0, ()),
-            readings=("i8", 0, ()), buckets=("f8", 0.0, (_BUCKETS,)), yes_ns=("i8", 0, ()),
-        )  # fmt: skip
+            best=("f8", np.nan, ()),
+            total=("f8", np.nan, ()),
+            read_ns=("i8", 0, ()),
+            own=("f8", np.nan, ()),
+            spread=("f8", 0.0, ()),
+            readings=("i8", 0, ()),
+            buckets=("f8", 0.0, (_BUCKETS,)),
+            yes_ns=("i8", 0, ()),
+        )
         self.bucket = 0
 
     def ask(self, snapshot: Snapshot, active: NDArray[np.bool_] | None = None) -> tuple[Reading, Verdict]:
@@ -203,20 +210,22 @@ def _times_own(test: Test, reading: Reading, limit: Array, _: Snapshot) -> Judge
     bound = np.maximum(np.maximum(own * limit, own + _OWN_SPREADS * spread), test.condition.floor)
     odd = ready & (reading.values >= bound)
     expected = own.copy()
-    _learn_own(test, reading, test.fresh(reading) & ~odd)  # no learning from what is being blamed
+    # no learning from what is being blamed
+    _learn_own(test, reading, test.fresh(reading) & ~odd, _OWN_WEIGHT)
     return odd, np.where(ready, reading.values, np.nan), expected
 
 
 def _below_own(test: Test, reading: Reading, limit: Array, _: Snapshot) -> Judged:
     ready, own = test.state["readings"] >= _OWN_READINGS_MIN, test.state["own"].copy()
-    _learn_own(test, reading, test.fresh(reading))
+    # slow, so that new work stays new work for a quarter of an hour
+    _learn_own(test, reading, test.fresh(reading), _OWN_WEIGHT_SLOW)
     return ready & (reading.values <= own * limit), np.where(ready, reading.values, np.nan), own
 
 
-def _learn_own(test: Test, reading: Reading, learn: NDArray[np.bool_]) -> None:
+def _learn_own(test: Test, reading: Reading, learn: NDArray[np.bool_], weight_min: float) -> None:
     """Move mean and mean deviation of the rows in `learn`: equal weights at first, then a slow average."""
     own, spread, count = test.state["own"], test.state["spread"], test.state["readings"]
-    weight = np.maximum(_OWN_WEIGHT, 1.0 / (count + 1.0))
+    weight = np.maximum(weight_min, 1.0 / (count + 1.0))
     step = np.where(np.isnan(own), 0.0, reading.values - own)
     own[learn] = np.where(np.isnan(own), reading.values, own + weight * step)[learn]
     spread[learn] += (weight * (np.abs(step) - spread))[learn]

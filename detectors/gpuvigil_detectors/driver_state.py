@@ -57,7 +57,7 @@ class DriverState:
                 del self.stuck[name]
 
     def inventory(self, nodes: dict[str, NodeFact], now_ns: int) -> None:
-        """Compare each node's inventory with what it has had; forget a driver's troubles when a node booted."""
+        """Compare inventories with what was there; a node that booted has no old driver troubles."""
         for name, fact in nodes.items():
             before = self._boots.get(name)
             self._boots[name] = fact.boot_id

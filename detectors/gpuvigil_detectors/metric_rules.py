@@ -77,7 +77,8 @@ class _Running:
         """The guard's answer for the rule's own series: what is not yes is no, an unknown too."""
         guarded, verdict = guard.ask(snapshot)
         rows = self._joins.rows((str(number), ""), reading.entities, guarded.entities)
-        return (take(verdict.answer, rows, np.int8(0)) == YES).astype(np.int8)
+        holds: NDArray[np.bool_] = take(verdict.answer, rows, np.int8(0)) == YES
+        return holds.astype(np.int8)
 
     def _finding(self, row: int, reading: Reading, verdict: Verdict, now_ns: int) -> Finding:
         rule = self.rule
@@ -85,17 +86,30 @@ class _Running:
         observed, expected = float(verdict.observed[row]), float(verdict.expected[row])
         entity = reading.entities[row]
         sentence = rule.sentence.format(
-            observed=observed * rule.scale, expected=expected * rule.scale, bits=_hex(observed),
-            seconds=max(0.0, (now_ns - since_ns) / _SECOND), window_s=rule.window_s, name=_short(entity),
-        )  # fmt: skip
+            observed=observed * rule.scale,
+            expected=expected * rule.scale,
+            bits=_hex(observed),
+            seconds=max(0.0, (now_ns - since_ns) / _SECOND),
+            window_s=rule.window_s,
+            name=_short(entity),
+        )
         evidence = Evidence(
             observed=_finite(observed), expected=_finite(expected), unit=rule.unit, since_ns=since_ns
         )
         return Finding(
-            detector="rules", rule=rule.name, entity=blamed(entity, rule.target),
-            fault_class=rule.fault_class, severity=rule.severity, start_ns=since_ns, end_ns=now_ns, sentence=sentence, metric=rule.metric,
-            origin=rule.origin, evidence=evidence, notify=rule.notify,
-        )  # fmt: skip
+            detector="rules",
+            rule=rule.name,
+            entity=blamed(entity, rule.target),
+            fault_class=rule.fault_class,
+            severity=rule.severity,
+            start_ns=since_ns,
+            end_ns=now_ns,
+            sentence=sentence,
+            metric=rule.metric,
+            origin=rule.origin,
+            evidence=evidence,
+            notify=rule.notify,
+        )
 
 
 class MetricRules:

@@ -67,8 +67,9 @@ class Recovery:
                 continue
             worst = max(
                 (f for f in findings if f.entity == entity and f.notify),
-                key=lambda f: SEVERITIES.index(f.severity), default=None,
-            )  # fmt: skip
+                key=lambda f: SEVERITIES.index(f.severity),
+                default=None,
+            )
             word.fault_class = word.fault_class or (worst.fault_class if worst else "")
             out.append(self._finding(entity, word, action, now_ns))
         return out
@@ -91,14 +92,26 @@ class Recovery:
     def _finding(self, entity: str, word: _Word, action: RecoveryAction | None, now_ns: int) -> Finding:
         name = action.name if action else f"action {word.code}, which is not known: ask a person"
         return Finding(
-            detector="rules", rule="recovery_action", entity=entity,
-            fault_class=word.fault_class or "gpu_error", severity=action.severity if action else "warning", start_ns=word.since_ns, end_ns=now_ns,
-            sentence=f"the driver says this GPU needs: {name}", metric=_METRIC, origin=word.origin,
+            detector="rules",
+            rule="recovery_action",
+            entity=entity,
+            fault_class=word.fault_class or "gpu_error",
+            severity=action.severity if action else "warning",
+            start_ns=word.since_ns,
+            end_ns=now_ns,
+            sentence=f"the driver says this GPU needs: {name}",
+            metric=_METRIC,
+            origin=word.origin,
             notify=bool(word.fault_class) or now_ns - word.since_ns >= _SETTLE_S * _SECOND,
             synthetic=word.synthetic,
-            evidence=Evidence(observed=float(word.code), expected=0.0, unit="code", since_ns=word.since_ns,
-                              facts=(("action", name),)),
-        )  # fmt: skip
+            evidence=Evidence(
+                observed=float(word.code),
+                expected=0.0,
+                unit="code",
+                since_ns=word.since_ns,
+                facts=(("action", name),),
+            ),
+        )
 
     def _hear(self, entity: str, code: int, time_ns: int, origin: str, synthetic: bool) -> None:
         word = self._words.get(entity)

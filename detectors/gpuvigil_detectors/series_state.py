@@ -31,7 +31,7 @@ class SeriesState:
     """
 
     def __init__(self, **fields: tuple[str, object, tuple[int, ...]]) -> None:
-        self._fields = fields
+        self.fields = fields
         self.entities: tuple[str, ...] = ()
         self.arrays: dict[str, Array] = {
             name: np.empty((0, *shape), dtype=dtype) for name, (dtype, _, shape) in fields.items()
@@ -49,7 +49,7 @@ class SeriesState:
             self.entities = entities
             return
         rows = rows_of(self.entities, entities)
-        for name, (_, fill, _) in self._fields.items():
+        for name, (_, fill, _) in self.fields.items():
             self.arrays[name] = take(self.arrays[name], rows, fill)
         self.entities = entities
 

@@ -31,7 +31,7 @@ class Silence:
         silent_ns = self._bounds.silent_s * _SECOND
         quiet = {name: now_ns - max(fact.last_seen_ns, self._start_ns) for name, fact in nodes.items()}
         found = [_node(name, age, now_ns) for name, age in quiet.items() if age >= silent_ns]
-        # nodes cross the bound one by one: count also those that are half way, so that the first does not cry alone
+        # nodes cross the bound one by one: those half way count too, so that the first does not cry alone
         near = sum(age >= silent_ns / 2 for age in quiet.values())
         storm = bool(found) and near >= max(
             self._bounds.storm_nodes_min, self._bounds.storm_share * len(nodes)
@@ -48,8 +48,8 @@ class Silence:
             "the nodes may be well"
         )
         return Finding(
-            detector="structural", rule="fleet_silent", entity=FLEET, fault_class="monitor_fault", severity="critical",
-            start_ns=self._storm_ns, end_ns=now_ns, sentence=sentence, origin="agent",
+            detector="structural", rule="fleet_silent", entity=FLEET, fault_class="monitor_fault",
+            severity="critical", start_ns=self._storm_ns, end_ns=now_ns, sentence=sentence, origin="agent",
             evidence=Evidence(observed=float(silent), expected=0.0, unit="nodes", since_ns=self._storm_ns),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Sources that stopped while their node goes on: one GPU's readings, all GPUs', a host source, a frozen value.
+"""Sources that stopped while their node goes on: a GPU's readings, a host source, a frozen value.
 
 Real GPUs that fall off the bus often show nothing else. Readings that stop for the whole node are the
 agent's silence and are judged there.
@@ -65,7 +65,7 @@ class Stopped:
                 continue
             alive = any(now_ns - source.get(node, 0) <= bounds.fresh_s * _SECOND for source in host)
             if alive and node in snapshot.nodes:
-                sentence = f"no reading of any GPU for {still_ns / _SECOND:.0f} s while the host's go on: driver hung?"
+                sentence = f"no reading of any GPU for {still_ns / _SECOND:.0f} s while the host's go on"
                 entity = f"{node}/node"
                 found.append(
                     _finding("gpus_stopped", "driver_hang", entity, "warning", newest_ns, now_ns, sentence)
@@ -112,7 +112,7 @@ class Stopped:
 
 
 class Frozen:
-    """Power draw is read in milliwatts and never stands still on a GPU that works; if it does, so does the source."""
+    """Power draw is read in milliwatts and never stands still on a GPU that works."""
 
     def __init__(self, bounds: StructuralBounds) -> None:
         self._bounds = bounds
@@ -139,8 +139,8 @@ class Frozen:
             seconds, since_ns = float(still_ns[row]) / _SECOND, int(state["moved_ns"][row])
             before = float(state["longest_ns"][row]) / _SECOND
             sentence = (
-                f"power reads {power.values[row]:.2f} W, unmoved for {seconds:.0f} s under load; it never stood still "
-                f"longer than {before:.0f} s: the driver's readings are frozen"
+                f"power reads {power.values[row]:.2f} W, unmoved for {seconds:.0f} s under load; it never "
+                f"stood still longer than {before:.0f} s: the driver's readings are frozen"
             )
             found.append(_finding("frozen", "driver_hang", power.entities[row], "warning", since_ns,
                                   snapshot.now_ns, sentence))  # fmt: skip
