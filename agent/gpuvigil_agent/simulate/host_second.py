@@ -16,11 +16,11 @@ from gpuvigil_agent.simulate.links import Links
 from gpuvigil_agent.simulate.load import Load
 from gpuvigil_agent.simulate.world import DATA_DISK, ROOT_DISK, World
 
-CORES: Final = 128
+CORES: Final = 2 * 64
 JIFFIES_PER_SECOND: Final = 100 * CORES
 SECTOR_BYTES: Final = 512
 _SETTLE_SECONDS = 90
-_READ_BYTES, _WRITE_BYTES = 128 << 10, 1 << 20  # of one request
+_READ_BYTES, _WRITE_BYTES = 1 << 17, 1 << 20  # of one request
 _READ_LATENCY_MS, _WRITE_LATENCY_MS = 0.12, 0.35
 _COLLECTIVE_BYTES_PER_SECOND = 31e9  # of one port while a collective runs
 

@@ -92,5 +92,5 @@ def interface_files(name: str, number: int, *, up: bool, changes: int) -> dict[s
         "speed": str(speed) if up else "-1",
         "type": "32" if infiniband else "1",
         "flags": "0x1003",
-        "address": f"b8:3f:d2:{tail >> 16:02x}:{tail >> 8 & 255:02x}:{tail & 255:02x}",
+        "address": "b8:3f:d2:" + tail.to_bytes(3, "big").hex(":"),
     }
