@@ -1,0 +1,179 @@
+"""The agent as a whole: owns every part, runs the ticks, and ends within 10 s whatever the driver does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Final
+
+from gpuvigil_agent import metrics, sources
+from gpuvigil_agent.collect import Collect
+from gpuvigil_agent.config import AgentConfig
+from gpuvigil_agent.driver_client import DriverClient
+from gpuvigil_agent.event import AgentEvent
+from gpuvigil_agent.events import Events
+from gpuvigil_agent.host_runner import HostRunner
+from gpuvigil_agent.identity import kernel_boot_id, phase_s
+from gpuvigil_agent.kernel_reader import KernelReader
+from gpuvigil_agent.ledger import METRICS
+from gpuvigil_agent.notify import Notify
+from gpuvigil_agent.schedule import Beat, sleep_until_due
+from gpuvigil_agent.spool import Spool
+from gpuvigil_agent.spool_store import Row
+from gpuvigil_agent.stream import Stream
+from gpuvigil_protos import entity, log
+from gpuvigil_protos.v1 import stream_pb2 as pb
+
+_DRAIN_S: Final = 1.0
+_STATUS_TICKS: Final = 5
+_log = log.get("agent")
+
+
+class Agent:
+    """Make it, `run` it once. `stop` may be set from a signal handler on the loop."""
+
+    def __init__(self, config: AgentConfig, node: str) -> None:
+        self.config, self.node = config, node
+        directory = Path(config.spool.directory or Path(config.state_directory) / "spool")
+        self.spool = Spool(directory, config.spool.size_max, config.spool.sync_interval, kernel_boot_id())
+        self.driver = DriverClient(config, self._on_event)
+        self.collect = Collect(self.driver, HostRunner(sources.host_samplers(config, node)))
+        self.stream = Stream(
+            config, node, self.spool, self._inventory, self.collect.batch.dictionary, self._set_flush_interval
+        )
+        self.events = Events(self.spool, self.stream)
+        self.kernel = KernelReader(config, node, self._gpu_by_pci, self._on_event)
+        self.beat = Beat(phase_s(node))
+        self.stop = asyncio.Event()
+        self.ticks = 0
+        self.lateness_s = 0.0
+        self.reload_ok = True
+        self._flush_interval_s = float(config.collector.flush_interval)
+        self._next_flush_s = 0.0
+        self._inventory_told: tuple[object, ...] = ()
+        self._saved_version = (0, "")
+        self._spool_state = "ok"
+        self._notify = Notify()
+
+    async def run(self) -> None:
+        """Start every part, tick until `stop`, end every part. Raises SpoolError and ConfigError at start."""
+        self.spool.open()
+        server = metrics.serve(self, self.config.metrics.address) if self.config.metrics.address else None
+        await self.driver.start()
+        link = asyncio.ensure_future(self.stream.run())
+        self.kernel.start()
+        if self.spool.writer.counters["unclean_starts"]:
+            self._tell("the agent did not end cleanly; up to one sync interval of samples may be lost")
+        self._notify.ready(self.status())
+        _log.info("agent_started", node=self.node, driver=self.driver.state, spool=str(self.spool.directory))
+        try:
+            while await sleep_until_due(self.beat, self.stop):
+                if link.done():
+                    link.result()
+                await self._tick()
+        finally:
+            self._notify.stopping()
+            await self._end(link)
+            if server is not None:
+                server[0].shutdown()
+
+    async def _tick(self) -> None:
+        tick = self.beat.next()
+        self.lateness_s = tick.lateness_s
+        if not self.spool.alive:
+            raise RuntimeError("the spool's thread has died")
+        await self.collect.tick(tick)
+        self.ticks += 1
+        if tick.monotonic_s >= self._next_flush_s:
+            self.flush()
+            self._next_flush_s = tick.monotonic_s + self._flush_interval_s - 0.5
+        self._look_at_changes()
+        self._notify.alive()
+        if self.ticks % _STATUS_TICKS == 1:
+            self._notify.status(self.status())
+
+    def flush(self) -> None:
+        """Number, spool and send what was gathered."""
+        for sealed in self.collect.batch.flush():
+            boot_id, sequence = self.spool.memory.allocate(METRICS)
+            version = sealed.dictionary.version
+            if self._saved_version != (version, boot_id):
+                self.spool.memory.put_dictionary(boot_id, version, sealed.dictionary.SerializeToString())
+                self._saved_version = (version, boot_id)
+            sealed.batch.sequence = sequence
+            payload = sealed.batch.SerializeToString()
+            row = Row(boot_id, METRICS, sequence, version, sealed.samples, payload)
+            self.spool.memory.put(row)
+            self.stream.offer(row, sealed.dictionary)
+
+    def _look_at_changes(self) -> None:
+        """Tell the collector when inventory, driver state or spool state are not what it was last told."""
+        now = (self.driver.gpus, self.driver.state, self.driver.note, self.driver.driver_version)
+        if now != self._inventory_told:
+            self._inventory_told = now
+            self.stream.inventory_changed()
+        if self.spool.state != self._spool_state:
+            self._tell(f"spool {self.spool.state}, was {self._spool_state}")
+            self._spool_state = self.spool.state
+
+    def _tell(self, text: str) -> None:
+        self._on_event(
+            AgentEvent(time_ns=time.time_ns(), kind="agent", origin="agent", entity=entity.NODE, text=text)
+        )
+
+    def _on_event(self, event: AgentEvent) -> None:
+        self.events.add(event)
+
+    def _inventory(self) -> pb.Inventory:
+        driver = self.driver
+        gpus = [
+            pb.Gpu(uuid=g.uuid, index=max(0, g.index), model=g.model, pci_bus_id=g.pci_bus_id, seen=g.seen)
+            for g in driver.gpus
+        ]
+        return pb.Inventory(gpus=gpus, driver_version=driver.driver_version, kernel=sources.kernel_release(),
+                            gpu_source=driver.source, note=driver.note)  # fmt: skip
+
+    def _gpu_by_pci(self, pci: str) -> str | None:
+        return sources.uuid_at(self.driver.gpus, pci)
+
+    def _set_flush_interval(self, seconds: float) -> None:
+        _log.info("flush_interval_set", seconds=seconds)
+        self._flush_interval_s = seconds
+
+    def apply(self, config: AgentConfig) -> None:
+        """Take the live part of a reloaded config."""
+        if (config.collector, config.tls) != (self.config.collector, self.config.tls):
+            self._flush_interval_s = float(config.collector.flush_interval)
+            self.stream.reconnect(config)
+        if config.host != self.config.host:
+            self.collect.host.replace(sources.host_samplers(config, self.node))
+        self.config = config
+
+    def status(self) -> str:
+        """Return one line for `systemctl status`."""
+        accounts = self.spool.ledger.snapshot()
+        waiting = sum(account.spooled + account.in_flight for account in accounts.values())
+        gpus = f"{sum(gpu.seen for gpu in self.driver.gpus)} GPUs ({self.driver.source})"
+        where = {"live": "streaming to", "refused": "refused by"}.get(self.stream.state, "not connected to")
+        parts = [
+            self.driver.note or gpus,
+            f"{where} {self.config.collector.address}",
+            f"spool {waiting} messages",
+        ]
+        if self.spool.state != "ok":
+            parts.append(f"spool {self.spool.state}")
+        return "; ".join(parts)
+
+    async def _end(self, link: asyncio.Future[None]) -> None:
+        """Flush, give the link a moment, then let go of everything. Each step has its own bound."""
+        self.flush()
+        self.kernel.stop()
+        if self.stream.connected:
+            await asyncio.sleep(_DRAIN_S / 4)
+        link.cancel()
+        await asyncio.wait({link}, timeout=_DRAIN_S)
+        self.collect.host.stop()
+        await asyncio.wait_for(self.driver.stop(), 3)
+        closed = await asyncio.to_thread(self.spool.close)
+        _log.info("agent_stopped", spool_closed=closed)

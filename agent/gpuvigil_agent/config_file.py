@@ -1,0 +1,113 @@
+"""The agent's config: file and command line to AgentConfig, checked whole, and what a reload may change."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from gpuvigil_agent.config import AgentConfig
+from gpuvigil_protos import settings
+from gpuvigil_protos.settings import ConfigError
+
+DEFAULT: Final = Path("/etc/gpuvigil/agent.toml")
+LIVE_KEYS: Final = frozenset({"log_level", "collector", "tls", "host"})
+"""Tables and keys that a reload applies; every other changed key waits for a restart."""
+
+
+def load(path: Path | None, overrides: list[str]) -> AgentConfig:
+    """Read file and `--set` overrides into a checked config. Without a file the defaults hold.
+
+    Raises ConfigError: one line with file, key, expected, got and the nearest key.
+    """
+    raw = settings.read(path) if path is not None else {}
+    for override in overrides:
+        _apply(raw, override)
+    origin = str(path) if path is not None else "defaults"
+    config = settings.convert(raw, AgentConfig, origin)
+    check(config, origin)
+    return config
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into the document; the value is TOML, or text where it is no TOML."""
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set: expected section.key=value, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = raw
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set: {name}: {part} is a value, expected a table")
+    table[parts[-1]] = value
+
+
+def settle(config: AgentConfig, node: str) -> AgentConfig:
+    """Fill in what every part must agree on: the node's name and the simulation's start."""
+    start_ns = config.simulate.start_ns or (time.time_ns() if config.gpu.source == "simulated" else 0)
+    simulate = msgspec.structs.replace(config.simulate, start_ns=start_ns)
+    return msgspec.structs.replace(config, node=node, simulate=simulate)
+
+
+def check(config: AgentConfig, origin: str) -> None:
+    """Refuse what each key alone cannot show. Raises ConfigError."""
+    config.tls.check(origin)
+    _check_address(config.collector.address, f"{origin}: collector.address")
+    if config.metrics.address:
+        _check_address(config.metrics.address, f"{origin}: metrics.address")
+    if not config.tls.enabled and not settings.is_loopback(config.collector.address):
+        raise ConfigError(
+            f"{origin}: collector.address: without [tls] expected loopback, because plain text never leaves "
+            f"this machine, got {config.collector.address!r}; name tls.certificate, tls.key and tls.ca"
+        )
+    for key, seconds, low in (
+        ("collector.flush_interval", config.collector.flush_interval, 0.1),
+        ("collector.connect_timeout", config.collector.connect_timeout, 0.1),
+        ("collector.backoff_max", config.collector.backoff_max, 0.1),
+        ("spool.sync_interval", config.spool.sync_interval, 0.0),
+    ):
+        if not low <= seconds <= 3600:
+            raise ConfigError(f"{origin}: {key}: expected {low:g}s to 1h, got {seconds:g}s")
+    if config.spool.size_max < 1 << 20:
+        raise ConfigError(f"{origin}: spool.size_max: expected at least 1MiB, got {config.spool.size_max}B")
+
+
+def _check_address(address: str, where: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{where}: expected host:port, got {address!r}")
+
+
+def changed_keys(old: AgentConfig, new: AgentConfig) -> list[str]:
+    """Return the dotted names of keys that differ."""
+    found: list[str] = []
+    for field in msgspec.structs.fields(AgentConfig):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if isinstance(before, msgspec.Struct):
+            found += [
+                f"{field.name}.{inner.name}" for inner in msgspec.structs.fields(type(before))
+                if getattr(before, inner.name) != getattr(after, inner.name)
+            ]  # fmt: skip
+        elif before != after:
+            found.append(field.name)
+    return found
+
+
+def merge_live(old: AgentConfig, new: AgentConfig) -> tuple[AgentConfig, list[str], list[str]]:
+    """Return the config to run with from now on, the keys applied, and those that need a restart."""
+    changed = changed_keys(old, new)
+    applied = [key for key in changed if key.partition(".")[0] in LIVE_KEYS and key != "host.kernel_log"]
+    waiting = [key for key in changed if key not in applied]
+    merged = msgspec.structs.replace(
+        old, log_level=new.log_level, collector=new.collector, tls=new.tls,
+        host=msgspec.structs.replace(old.host, filesystems=new.host.filesystems),
+    )  # fmt: skip
+    return merged, applied, waiting

@@ -1,0 +1,171 @@
+"""The link to the collector: keeps one connection, live data first, and what the answer codes mean.
+
+Every attempt makes a new channel from the files as they are now and waits until it is ready before the old
+one is closed. Waits are fully jittered. What the collector refuses for good goes to the dead letters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from gpuvigil_agent import channel as channels
+from gpuvigil_agent.config import AgentConfig
+from gpuvigil_agent.session import Session, SessionEndedError
+from gpuvigil_agent.spool import Spool
+from gpuvigil_agent.spool_store import Row
+from gpuvigil_agent.wire import clean
+from gpuvigil_protos import log
+from gpuvigil_protos.settings import ConfigError
+from gpuvigil_protos.v1 import stream_pb2 as pb
+
+_FIRST_BACKOFF_S: Final = 0.5
+_STEADY_S: Final = 10.0  # a session that lived this long forgives the failures before it
+_SLOW_CODES: Final = {"PERMISSION_DENIED", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
+_log = log.get("stream")
+
+
+class Stream:
+    """Start `run` as a task; `offer` hands it what is new; it reads the rest from the spool itself."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        node: str,
+        spool: Spool,
+        inventory: Callable[[], pb.Inventory],
+        dictionary: Callable[[], pb.Dictionary],
+        on_setting: Callable[[float], None],
+    ) -> None:
+        self.config, self.node, self.spool = config, node, spool
+        self.inventory, self.dictionary, self.on_setting = inventory, dictionary, on_setting
+        self.state = "connecting"
+        self.counters: dict[str, int] = {
+            "connects": 0, "failures": 0, "batches_sent": 0, "events_sent": 0, "backlog_sent": 0,
+            "bytes_sent": 0, "acks": 0, "refusals": 0, "commands": 0, "settings": 0, "live_overflows": 0,
+        }  # fmt: skip
+        self.failures: dict[str, int] = {}
+        self._session: Session | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._kick = asyncio.Event()
+        self._attempt = 0
+        self._cautious = False
+        self._last_word = ""
+
+    @property
+    def connected(self) -> bool:
+        """True while a live stream is welcomed."""
+        return self._session is not None and self._session.live
+
+    def offer(self, row: Row, dictionary: pb.Dictionary | None = None) -> None:
+        """Send a new message at once where a live stream is up; otherwise the spool has it."""
+        if self._session is not None:
+            self._session.offer(row, dictionary)
+
+    def inventory_changed(self) -> None:
+        """Tell the collector the new inventory."""
+        if self._session is not None:
+            self._session.offer_hello()
+
+    def reconnect(self, config: AgentConfig) -> None:
+        """Take new settings: the new channel is made before the old one goes."""
+        self.config = config
+        self._attempt = 0
+        self._kick.set()
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        try:
+            while True:
+                await self._once()
+        finally:
+            await self._drop_channel()
+
+    async def _once(self) -> None:
+        self._kick.clear()
+        started = time.monotonic()
+        try:
+            await self._connect_and_serve()
+        except grpc.aio.AioRpcError as error:
+            await self._failed(error.code().name, error.details() or "")
+        except (TimeoutError, ConfigError, SessionEndedError) as error:
+            await self._failed(type(error).__name__, str(error))
+        finally:
+            self._session = None
+        if time.monotonic() - started > _STEADY_S:
+            self._attempt = min(self._attempt, 1)
+
+    async def _connect_and_serve(self) -> None:
+        config = self.config
+        self.state = "connecting"
+        fresh = channels.open_channel(config)
+        try:
+            await asyncio.wait_for(fresh.channel_ready(), config.collector.connect_timeout)
+        except BaseException:
+            await fresh.close(None)
+            raise
+        await self._drop_channel()
+        self._channel = fresh
+        session = self._session = Session(self, fresh, cautious=self._cautious)
+        marks = channels.fingerprint(config.tls)
+        serving = asyncio.ensure_future(session.serve())
+        kicked = asyncio.ensure_future(self._until_kicked(marks))
+        try:
+            await asyncio.wait({serving, kicked}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+        finally:
+            for task in (serving, kicked):
+                task.cancel()
+            await asyncio.gather(serving, kicked, return_exceptions=True)
+
+    async def _until_kicked(self, marks: tuple[tuple[int, int], ...]) -> None:
+        """Return when settings or TLS files changed."""
+        while channels.fingerprint(self.config.tls) == marks:
+            try:
+                await asyncio.wait_for(self._kick.wait(), 30)
+                return
+            except TimeoutError:
+                continue
+
+    async def _drop_channel(self) -> None:
+        if self._channel is not None:
+            await self._channel.close(None)
+            self._channel = None
+
+    def welcomed(self) -> None:
+        """Called by the session once the collector has welcomed it."""
+        self.state = "live"
+        self.counters["connects"] += 1
+        self._cautious = False
+        self._last_word = ""
+        _log.info("stream_live", collector=self.config.collector.address)
+
+    async def _failed(self, word: str, detail: str) -> None:
+        """Count, log on change, and wait: full jitter, and never fast where a person has to act."""
+        self.counters["failures"] += 1
+        self.failures[word] = self.failures.get(word, 0) + 1
+        was_live = self._session is not None and self._session.live
+        self._cautious = word == "INVALID_ARGUMENT" and was_live
+        self._attempt += 1
+        limit = self.config.collector.backoff_max
+        ceiling = min(limit, _FIRST_BACKOFF_S * 2 ** min(self._attempt, 16))
+        wait_s = random.uniform(0, ceiling)
+        self.state = "backoff"
+        if word in _SLOW_CODES:
+            self.state, wait_s = "refused", random.uniform(limit / 2, limit)
+        if word != self._last_word:
+            _log.warning(
+                "stream_lost", reason=word, detail=clean(detail, 300), collector=self.config.collector.address
+            )
+        self._last_word = word
+        try:
+            await asyncio.wait_for(self._kick.wait(), wait_s)
+        except TimeoutError:
+            return
