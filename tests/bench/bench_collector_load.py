@@ -77,7 +77,8 @@ class Result:
         }  # fmt: skip
         late = quantile(self.late, 0.99) * 1e3
         words = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-        return f"busiest: {max(shares, key=shares.__getitem__)} ({words} of a core; generator late p99 {late:.0f} ms)"
+        busiest = max(shares, key=shares.__getitem__)
+        return f"busiest: {busiest} ({words} of a core; generator late p99 {late:.0f} ms)"
 
 
 def quantile(histogram: Counter[int], q: float) -> float:
@@ -106,8 +107,8 @@ def start_generators(
         share = min(NODES_PER_GENERATOR, nodes - first)
         command = [
             sys.executable, str(Path(__file__).with_name("load_generator.py")), "--address", collector.grpc,
-            "--profile", str(profile), "--nodes", str(share), "--first", str(first), "--seconds", str(seconds),
-            "--measure-after", str(SETTLE_SECONDS),
+            "--profile", str(profile), "--nodes", str(share), "--first", str(first),
+            "--seconds", str(seconds), "--measure-after", str(SETTLE_SECONDS),
         ]  # fmt: skip
         process = lab.start(f"generator-{first}", command)
         pin(process.pid, list(range(2, os.cpu_count() or 2)) or [0])
@@ -168,7 +169,7 @@ def combine(
     pss: float,
     tick: float,
     ticks: int,
-) -> Result:  # noqa: E501
+) -> Result:
     """Sum the generators."""
 
     def merged(key: str) -> Counter:
@@ -178,11 +179,13 @@ def combine(
         return total
 
     return Result(
-        nodes=nodes, seconds=seconds - 4, sent=sum(o["sent"] for o in outputs), acked=sum(o["acked"] for o in outputs),
+        nodes=nodes, seconds=seconds - 4,
+        sent=sum(o["sent"] for o in outputs), acked=sum(o["acked"] for o in outputs),
         megabytes_s=sum(o["bytes"] for o in outputs) / seconds / 1e6, refused=merged("refused"),
         errors=merged("errors"), lost_streams=sum(o["lost_streams"] for o in outputs), ack=merged("latency"),
         late=merged("late"), cpu_ingest=ingest, cpu_brain=brain,
-        cpu_generator=sum(o["cpu_s"] for o in outputs) / seconds, rss_mib=rss, pss_mib=pss, tick_p99=tick, ticks=ticks,
+        cpu_generator=sum(o["cpu_s"] for o in outputs) / seconds,
+        rss_mib=rss, pss_mib=pss, tick_p99=tick, ticks=ticks,
     )  # fmt: skip
 
 
@@ -195,7 +198,8 @@ def row(result: Result) -> list[str]:
     return [
         str(result.nodes), f"{result.sent / (result.seconds + 4):.0f}", f"{result.megabytes_s:.2f}",
         harness.mean_with_bounds([100 * share for share in result.cpu_ingest]),
-        harness.mean_with_bounds([100 * share for share in result.cpu_brain]), f"{100 * result.cpu_generator:.0f}",
+        harness.mean_with_bounds([100 * share for share in result.cpu_brain]),
+        f"{100 * result.cpu_generator:.0f}",
         f"{result.rss_mib:.0f} / {result.pss_mib:.0f}",
         f"{milliseconds(result.ack, 0.5)} / {milliseconds(result.ack, 0.99)} (n={sum(result.ack.values())})",
         f"<= {result.tick_p99:g} s (n={result.ticks})", "; ".join(result.broken()) or "holds",
@@ -225,7 +229,7 @@ def main() -> None:
             "Series of one node (H100 profile, 8 GPUs, captured)",
             ("period", "series", "bytes a tick"),
             node_profile.describe(profile),
-        )  # noqa: E501
+        )
         nodes, results = options.nodes, [measure(options.nodes, seconds, path)]
         harness.print_table("Load", HEADER, [row(results[0])])
         while (

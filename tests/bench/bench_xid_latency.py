@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     injections = 10 if options.quick else options.injections
-    print(
-        f"## From fault to incident\n\n{harness.machine()}; {options.nodes} nodes of 8 GPUs under training load"
-    )
+    print(f"## From fault to incident\n\n{harness.machine()}; {options.nodes} nodes of 8 busy GPUs")
     with harness.Lab() as lab:
         scenario = lab.directory / "scenario.toml"
         last_s = write_scenario(scenario, options.nodes, injections, options.seed)
@@ -127,14 +125,14 @@ def main() -> None:
         "Seconds from injection to the API, polled every 50 ms",
         ("fault", "n", "missed", "p50", "p95", "max"),
         rows,
-    )  # noqa: E501
+    )
     others = sorted(key for key in seen if key[0] != "gpu_lost" or key[1] not in {f["target"] for f in truth})
     print(
-        f"\n{len(truth)} of {injections} injections set; incidents about anything else: {len(others)} {others[:5]}"
+        f"\n{len(truth)} of {injections} injections set; incidents about anything else: {len(others)}",
+        *others[:5],
     )
-    print(
-        f"target p95 <= {TARGET_P95_S} s: {'met' if harness.percentile(delays, 0.95) <= TARGET_P95_S else 'MISSED'}"
-    )
+    verdict = "met" if harness.percentile(delays, 0.95) <= TARGET_P95_S else "MISSED"
+    print(f"target p95 <= {TARGET_P95_S} s: {verdict}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ class Lab:
         log = self.directory / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(), cwd=self.directory
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env=environment(), cwd=self.directory,
             )  # fmt: skip
         self.processes.append((name, process, log))
         return process
@@ -199,7 +200,7 @@ def samples(text: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
 
 
 def histogram_quantile(before: str, after: str, name: str, q: float) -> tuple[float, int]:
-    """Upper bound of the bucket that holds the quantile between two scrapes, and the number of observations."""
+    """Upper edge of the bucket that holds the quantile between two scrapes; number of observations."""
     counts: dict[float, float] = {}
     for sign, text in ((-1, before), (1, after)):
         for labels, value in samples(text, f"{name}_bucket"):
@@ -241,4 +242,5 @@ def machine() -> str:
          if line.startswith("model name")), platform.machine(),
     )  # fmt: skip
     memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} x {model}, {memory:.0f} GiB, Linux {platform.release()}, Python {platform.python_version()}"
+    system = f"Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} x {model}, {memory:.0f} GiB, {system}"

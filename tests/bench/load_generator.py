@@ -2,7 +2,8 @@
 
 Ticks of all nodes are spread over the second in buckets; what nodes of a bucket share (blocks, checksum) is
 made once a tick, so that a node's message costs one serialisation. Prints one JSON object at the end.
-usage: load_generator.py --address HOST:PORT --profile FILE --nodes N [--first K] [--seconds S] [--measure-after S]
+usage: load_generator.py --address HOST:PORT --profile FILE --nodes N [--first K] [--seconds S]
+       [--measure-after S]
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections import Counter, deque
 from pathlib import Path
 
 import grpc
-import harness
 
 from gpuvigil_protos.codec import SCHEMA_VERSION, blocks_crc
 from gpuvigil_protos.v1 import stream_pb2 as pb
@@ -71,15 +71,18 @@ class Node:
             for u, i, m, p in self._profile["gpus"]
         ]
         groups = [
-            pb.Group(id=g["id"], period_ns=g["period_ns"],
-                     series=[pb.Series(metric=metric, entity=rename(entity, names)) for metric, entity in g["series"]])
+            pb.Group(
+                id=g["id"],
+                period_ns=g["period_ns"],
+                series=[pb.Series(metric=name, entity=rename(entity, names)) for name, entity in g["series"]],
+            )
             for g in self._profile["groups"]
-        ]  # fmt: skip
+        ]
         inventory = pb.Inventory(gpus=gpus, driver_version="580.95.05", kernel="6.1", gpu_source="simulated")
         return pb.StreamRequest(
             hello=pb.Hello(
-                schema_version=SCHEMA_VERSION, node=self.name, boot_id=str(uuid.uuid4()), agent_version="load",
-                role=pb.ROLE_LIVE, inventory=inventory, dictionary=pb.Dictionary(version=1, groups=groups),
+                schema_version=SCHEMA_VERSION, node=self.name, boot_id=str(uuid.uuid4()),
+                agent_version="load", role=pb.ROLE_LIVE, inventory=inventory, dictionary=pb.Dictionary(version=1, groups=groups),
                 sent_ns=time.time_ns(),
             )
         )  # fmt: skip
@@ -235,5 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    harness.environment()
     main()

@@ -18,6 +18,8 @@ from gpuvigil_protos.codec import SCHEMA_VERSION
 from gpuvigil_protos.v1 import stream_pb2 as pb
 from gpuvigil_protos.v1 import stream_pb2_grpc as rpc
 
+ABSENT = b"\x00\x00\xc0\x7f"  # NaN, little-endian float32
+
 
 class Recorder(rpc.TelemetryServiceServicer):
     """Acknowledges everything as durable and keeps the newest dictionary with its rows."""
@@ -49,14 +51,12 @@ class Recorder(rpc.TelemetryServiceServicer):
     def _take(self, dictionary: pb.Dictionary) -> None:
         if dictionary.groups:
             self.dictionary = dictionary
-            self.rows.clear()
 
     def _keep(self, batch: pb.Batch) -> None:
-        if batch.dictionary_version == self.dictionary.version:
-            for block in batch.blocks:
-                width = len(block.values) // max(1, len(block.tick_ns))
-                kept = self.rows.setdefault(block.group, [])
-                kept += [block.values[i * width : (i + 1) * width] for i in range(len(block.tick_ns))]
+        for block in batch.blocks:
+            width = len(block.values) // max(1, len(block.tick_ns))
+            kept = self.rows.setdefault(block.group, [])
+            kept += [block.values[i * width : (i + 1) * width] for i in range(len(block.tick_ns))]
 
     def as_json(self) -> dict:
         """The profile: GPUs, and for each group its period, series and rows."""
@@ -66,12 +66,17 @@ class Recorder(rpc.TelemetryServiceServicer):
                 "id": group.id,
                 "period_ns": group.period_ns,
                 "series": [[series.metric, series.entity] for series in group.series],
-                "rows": [base64.b64encode(row).decode() for row in self.rows.get(group.id, [])],
+                "rows": [_widened(row, len(group.series)) for row in self.rows.get(group.id, [])],
             }
             for group in self.dictionary.groups
         ]
         gpus = [[gpu.uuid, gpu.index, gpu.model, gpu.pci_bus_id] for gpu in self.hello.inventory.gpus]
         return {"gpus": gpus, "groups": [group for group in groups if group["rows"]]}
+
+
+def _widened(row: bytes, series: int) -> str:
+    """A row as base64; columns that came with a later dictionary are absent in it."""
+    return base64.b64encode(row + ABSENT * (series - len(row) // 4)).decode()
 
 
 async def _record(lab: harness.Lab, seconds: float) -> Recorder:
