@@ -11,13 +11,19 @@ import math
 import threading
 from typing import Final, NamedTuple
 
+import pynvml
+
 from gpuvigil_agent.simulate import noise
 from gpuvigil_agent.simulate.faults import PowerBrake, ThermalThrottle
 from gpuvigil_agent.simulate.load import Load
 from gpuvigil_agent.simulate.world import World
 
-GPU_IDLE, SW_POWER_CAP, HW_SLOWDOWN = 0x1, 0x4, 0x8
-SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x20, 0x40, 0x80
+GPU_IDLE: Final[int] = pynvml.nvmlClocksEventReasonGpuIdle
+SW_POWER_CAP: Final[int] = pynvml.nvmlClocksEventReasonSwPowerCap
+HW_SLOWDOWN: Final[int] = pynvml.nvmlClocksEventReasonHwSlowdown
+SW_THERMAL: Final[int] = pynvml.nvmlClocksEventReasonSwThermalSlowdown
+HW_THERMAL: Final[int] = pynvml.nvmlClocksEventReasonHwThermalSlowdown
+POWER_BRAKE: Final[int] = pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
 
 _SETTLE_SECONDS: Final = 90
 _INLET_CELSIUS = 27.0
