@@ -53,11 +53,10 @@ class Brain:
             self._on_end(sys.exc_info()[1])
 
     def _run(self) -> None:
+        """Tick until stopped, and once more then: what ingest took before it stopped is judged, not lost."""
         due = time.monotonic()
         while not self._stopping.is_set():
             urgent = self._wait(due)
-            if self._stopping.is_set():
-                return
             self._pipeline.run(time.time_ns(), urgent=urgent)
             self._ended_tick = time.monotonic()
             if not urgent:  # a tick that took too long is not made up for: the next one looks at now

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gpuvigil_collector.export.counts import Counts
-from gpuvigil_collector.export.view import LearningStatus, View
+from gpuvigil_collector.export.view import View
 from gpuvigil_collector.incidents.tracker import Change, Tracker
 from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
 
@@ -40,18 +41,6 @@ class StoreReader(Protocol):
         ...
 
 
-class StatisticalDetector(FactDetector, Protocol):
-    """The statistical stage also says what it has learned, and is told what not to learn from."""
-
-    def status(self) -> LearningStatus:
-        """`learning_until_ns`, None once it may notify."""
-        ...
-
-    def mask(self, entities: set[str]) -> None:
-        """Do not learn from these entities until the next call."""
-        ...
-
-
 @dataclass(slots=True, kw_only=True)
 class Tick:
     """What the stages hand down the line. urgent: an event asked for this tick, no new second has come."""
@@ -73,7 +62,7 @@ class Pipeline:
     store: StoreReader
     structural: FactDetector
     rules: FactDetector
-    statistical: StatisticalDetector | None
+    learned: Learned | None
     tracker: Tracker
     journal: Journal
     counts: Counts
@@ -113,16 +102,17 @@ class Pipeline:
 
     def _judge_statistically(self, tick: Tick) -> None:
         """Statistics look at whole seconds: an urgent tick between two keeps what the last one found."""
-        if self.statistical is not None and not tick.urgent:
-            self._statistical_findings = self.statistical.tick(tick.snapshot)
+        if self.learned is not None and not tick.urgent:
+            self._statistical_findings = self.learned.detector.tick(tick.snapshot)
+            self.learned.save_when_due()
         tick.findings += self._statistical_findings
 
     def _track(self, tick: Tick) -> None:
         self.counts.count_events(tick.snapshot)
         self.counts.count_findings(tick.findings)
         tick.changes = self.tracker.tick(tick.findings, Topology(tick.snapshot.nodes), tick.now_ns)
-        if self.statistical is not None:
-            self.statistical.mask(_entities(self.tracker))
+        if self.learned is not None:
+            self.learned.detector.mask(_entities(self.tracker))
 
     def _write(self, tick: Tick) -> None:
         due = tick.now_ns - self._touched_ns >= _TOUCH_EVERY_NS
@@ -141,7 +131,7 @@ class Pipeline:
             open=dict(self.tracker.open),
             resolved=dict(self.tracker.resolved),
             not_opened=self.tracker.not_opened,
-            learning=self.statistical.status() if self.statistical is not None else {},
+            learning=self.learned.detector.status() if self.learned is not None else {},
             journal_fault=self.journal.fault,
             journal_failures=self.journal.failures,
             journal_entries=self.journal.written,

@@ -15,20 +15,21 @@ from gpuvigil_collector.brain import Brain
 from gpuvigil_collector.web.server import Server
 from gpuvigil_protos import log
 
-_STOP_BRAIN_S: Final = 3.0
-_STOP_PART_S: Final = 3.0
+_STOP_INGEST_S: Final = 8.0
+_STOP_WEB_S: Final = 4.0
+_STOP_BRAIN_S: Final = 1.5
 _STATUS_EVERY_S: Final = 5.0
 
 
 class IngestService(Protocol):
-    """The ingest supervisor (ingest/supervisor.py) as the service sees it."""
+    """The ingest supervisor (ingest/supervisor.py) as the service sees it; both calls block."""
 
-    async def start(self) -> None:
-        """Start the workers; returns when they listen."""
+    def start(self) -> None:
+        """Start the workers; returns when they listen. Raises IngestError."""
         ...
 
-    async def stop(self) -> None:
-        """Stop the workers and flush what they hold."""
+    def stop(self) -> None:
+        """Let the workers make durable what they hold, 8 s at most, and end them."""
         ...
 
 
@@ -60,7 +61,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await self._ingest.start()
+        await asyncio.to_thread(self._ingest.start)
         brain.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         serving.add_done_callback(lambda _: self._stop.set())
@@ -90,14 +91,14 @@ class Service:
             await _within(self._stop.wait(), every_s)
 
     async def _end(self, brain: Brain, serving: asyncio.Task[None]) -> None:
-        """Stop intake first, then the brain, so that the last tick sees all that was taken; then the API."""
-        if not await _within(self._ingest.stop(), _STOP_PART_S):
-            self._log.warning("ingest_stop_timeout")
-        if not await asyncio.to_thread(brain.stop, _STOP_BRAIN_S):
-            self._log.warning("brain_stop_timeout")
+        """Stop intake and API, then the brain, so that its last tick sees all that was taken."""
         self._server.should_exit = True
-        if not await _within(serving, _STOP_PART_S):
-            self._log.warning("web_stop_timeout")
+        ingest = asyncio.to_thread(self._ingest.stop)
+        parts = (_within(ingest, _STOP_INGEST_S), _within(serving, _STOP_WEB_S))
+        ended = [*await asyncio.gather(*parts), await asyncio.to_thread(brain.stop, _STOP_BRAIN_S)]
+        for part, in_time in zip(("ingest", "web", "brain"), ended, strict=True):
+            if not in_time:
+                self._log.warning("stop_timeout", part=part)
         self._log.info("collector_stopped")
 
 

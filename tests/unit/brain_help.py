@@ -15,6 +15,7 @@ from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
 from gpuvigil_collector.export.view import View
 from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
@@ -80,25 +81,31 @@ class Rig:
         self.store, self.counts = FakeStore(self.fleet), Counts()
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
         self.pipeline = Pipeline(
-            store=self.store, structural=self.structural, rules=self.rules, statistical=self.statistical,
+            store=self.store, structural=self.structural, rules=self.rules,
+            learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
-        self.alive = True
+        self.alive, self.faults = True, []
 
     def tick(self, seconds=1.0, urgent=False):
         return self.pipeline.run(self.fleet.now_ns + int(seconds * 1e9), urgent=urgent)
 
     def collector(self):
         return FleetCollector(
-            "0.1.0", lambda: self.pipeline.view, self.counts, self.store.ledger, self.store.counters
+            "0.1.0",
+            lambda: self.pipeline.view,
+            self.counts,
+            self.store.ledger,
+            self.store.counters,
+            lambda: self.faults,
         )
 
     @contextlib.contextmanager
     def serve(self):
         sources = Sources(
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
-            registry=registry_of(self.collector()), alive=lambda: self.alive,
+            registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
         )  # fmt: skip
         web = Web(address="127.0.0.1:0")
         listener, server = bind(web), make_server(make_app(sources), web)

@@ -185,7 +185,15 @@ def test_scope_words(fault_class, target, scope):
     assert scope_of(fault_class, target) == scope
 
 
-ENTITIES = [gpu("n1", 0), gpu("n1", 1), "n1/node", "n1/nvlink:GPU-n1-0/2", "n2/node", "n2/disk:sda", gpu("n2", 0)]
+ENTITIES = [
+    gpu("n1", 0),
+    gpu("n1", 1),
+    gpu("n2", 0),
+    "n1/node",
+    "n1/nvlink:GPU-n1-0/2",
+    "n2/node",
+    "n2/disk:sda",
+]
 FINDINGS = st.lists(
     st.tuples(
         st.sampled_from(sorted(FAULT_CLASSES)), st.sampled_from(ENTITIES), st.booleans(),
@@ -198,7 +206,7 @@ FINDINGS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(FINDINGS, min_size=1, max_size=15))
 def test_whatever_comes_each_claim_has_one_home_and_all_ends_in_silence(history):
-    """Invariants: unique ids, a lead that is a known class, no member in two open incidents as cause; an end."""
+    """Invariants: one open incident a fault, a lead among its members, index and tables agree; an end."""
     life = Life(fleet(4), open_max=20)
     for second, row in enumerate(history):
         found = [

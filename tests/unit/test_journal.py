@@ -12,7 +12,7 @@ from gpuvigil_collector.journal import GENESIS, Journal
 
 
 def make(directory, **settings):
-    return Journal(directory, entries_max=settings.pop("entries_max", 1000), keep_s=settings.pop("keep_s", 1e9))
+    return Journal(directory, **({"entries_max": 1000, "keep_s": 1e9} | settings))
 
 
 def lived(journal, incidents=3):

@@ -35,10 +35,10 @@ class FleetCollector(Collector):
 
     def __init__(
         self, version: str, view: Callable[[], View], counts: Counts, ledger: Callable[[], Ledger],
-        ingest: Callable[[], dict[str, float]],
+        ingest: Callable[[], dict[str, float]], faults: Callable[[], list[str]],
     ) -> None:  # fmt: skip
         self._version, self._view, self._counts = version, view, counts
-        self._ledger, self._ingest = ledger, ingest
+        self._ledger, self._ingest, self._faults = ledger, ingest, faults
 
     def describe(self) -> Iterable[Metric]:
         """Name nothing ahead: registering must not render the page."""
@@ -50,7 +50,11 @@ class FleetCollector(Collector):
         build = GaugeMetricFamily("gpuvigil_build_info", "Version of the collector.", labels=["version"])
         build.add_metric([self._version], 1)
         yield build
-        yield from _own_state(view, ledger)
+        yield _gauge(
+            "gpuvigil_collector_healthy", "0 while /api/v1/health says degraded.",
+            float(not health_detail(view, ledger, self._faults())),
+        )  # fmt: skip
+        yield from _own_state(view)
         yield from _fleet(view)
         yield from self._findings()
         yield from _incidents(view)
@@ -101,9 +105,7 @@ def render(registry: CollectorRegistry) -> bytes:
     return generate_latest(registry)
 
 
-def _own_state(view: View, ledger: Ledger) -> Iterator[Metric]:
-    healthy = not health_detail(view, ledger)
-    yield _gauge("gpuvigil_collector_healthy", "0 while /api/v1/health says degraded.", float(healthy))
+def _own_state(view: View) -> Iterator[Metric]:
     yield _counter("gpuvigil_ticks", "Ticks of the brain.", view.ticks)
     yield _gauge(
         "gpuvigil_last_tick_timestamp_seconds", "When the brain last ended a tick.", view.now_ns / 1e9

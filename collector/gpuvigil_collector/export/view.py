@@ -60,7 +60,7 @@ class View:
         return states
 
 
-def health_detail(view: View, ledger: list[dict[str, object]]) -> list[str]:
+def health_detail(view: View, ledger: list[dict[str, object]], faults: list[str]) -> list[str]:
     """Sentences on what is wrong with the collector's own work; empty means all is well."""
     gaps = _sum(ledger, "gap_sequences")
     refused = sum(sum(_reasons(row).values()) for row in ledger)
@@ -70,7 +70,7 @@ def health_detail(view: View, ledger: list[dict[str, object]]) -> list[str]:
         (view.not_opened, f"{view.not_opened} findings opened no incident: too many are open"),
         (view.journal_fault, view.journal_fault),
     ]
-    return [sentence for wrong, sentence in told if wrong]
+    return faults + [sentence for wrong, sentence in told if wrong]
 
 
 def notes(view: View) -> list[str]:

@@ -39,6 +39,7 @@ class Sources:
     journal: Callable[[str], list[Json]]
     registry: CollectorRegistry
     alive: Callable[[], bool]
+    faults: Callable[[], list[str]]
 
 
 def make_app(sources: Sources) -> Starlette:
@@ -84,7 +85,7 @@ class _Api:
 
     def health(self, request: Request) -> Response:
         Query.of(request.query_params.multi_items(), ())
-        return _json(rows.health(self._sources.view(), self._sources.ledger()))
+        return _json(rows.health(self._sources.view(), self._sources.ledger(), self._sources.faults()))
 
     def nodes(self, request: Request) -> Response:
         query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()

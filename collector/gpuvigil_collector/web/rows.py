@@ -20,9 +20,9 @@ _GPU_METRICS: Final = tuple(metric.name for metric in CATALOG.values() if metric
 _AGE_MAX_S: Final = 90.0  # the slowest GPU group comes once a minute; older is absent, not old
 
 
-def health(view: View, ledger: list[Json]) -> Json:
+def health(view: View, ledger: list[Json], faults: list[str]) -> Json:
     """Tell how the collector itself does: ok, learning or degraded, and why."""
-    wrong = health_detail(view, ledger)
+    wrong = health_detail(view, ledger, faults)
     until_ns = view.learning_until_ns
     return {
         "version": 1,

@@ -1,0 +1,125 @@
+"""gpuvigil-collector: the only place that wires the parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from gpuvigil_collector.brain import Brain
+from gpuvigil_collector.command_line import Arguments, parse
+from gpuvigil_collector.config import CollectorConfig
+from gpuvigil_collector.export.counts import Counts
+from gpuvigil_collector.export.metrics import FleetCollector, registry_of
+from gpuvigil_collector.export.view import View
+from gpuvigil_collector.incidents import ranking
+from gpuvigil_collector.incidents.tracker import Tracker
+from gpuvigil_collector.ingest.supervisor import Ingest, IngestError
+from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.learned import Learned
+from gpuvigil_collector.pipeline import Pipeline
+from gpuvigil_collector.reload import Reloader
+from gpuvigil_collector.service import BrainFailedError, Service
+from gpuvigil_collector.store import Store
+from gpuvigil_collector.web.app import Sources, make_app
+from gpuvigil_collector.web.server import bind, make_server
+from gpuvigil_detectors.rules import Rules
+from gpuvigil_detectors.structural import Structural
+from gpuvigil_protos import log
+from gpuvigil_protos.settings import ConfigError, effective
+
+_ALIVE_S = 15.0  # a tick that has not ended for so long hangs
+EXIT_CONFIG = 2
+EXIT_BUG = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the collector until it is told to stop; 2 when it cannot start as configured, 1 on a bug."""
+    parsed = parse(arguments)
+    try:
+        config = parsed.load()
+        if parsed.check_config:
+            sys.stdout.write(effective(config))
+            return 0
+        log.configure(config.log_level)
+        asyncio.run(_serve(config, parsed))
+    except (ConfigError, IngestError) as error:
+        sys.stderr.write(f"gpuvigil-collector: {error}\n")
+        return EXIT_CONFIG
+    except BrainFailedError:
+        return EXIT_BUG  # the brain's thread has written its traceback
+    return 0
+
+
+async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
+    state = _state_directory(config)
+    listener = bind(config.web)
+    store = Store(state)
+    journal = Journal(state, entries_max=config.journal.entries_max, keep_s=config.journal.keep)
+    ingest = Ingest(config.ingest, state, store, log_level=config.log_level)
+    pipeline = _pipeline(config, store, journal, state)
+    reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
+
+    def faults() -> list[str]:
+        dead = config.ingest.workers - len(ingest.pids)
+        return [f"{dead} of {config.ingest.workers} ingest workers are down"] if dead else []
+
+    def alive() -> bool:
+        return brain.stalled_s() < _ALIVE_S
+
+    def counters() -> dict[str, float]:
+        return store.counters() | {"worker_restarts_total": float(ingest.restarts)}
+
+    fleet = FleetCollector(
+        metadata.version("gpuvigil"), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults
+    )
+    sources = Sources(
+        view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries, registry=registry_of(fleet),
+        alive=alive, faults=faults,
+    )  # fmt: skip
+    service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
+    brain = Brain(pipeline, config.tick, service.brain_ended)
+    await service.run(brain)
+    if pipeline.learned is not None:
+        pipeline.learned.save()
+    store.close()
+    journal.close()
+
+
+def _state_directory(config: CollectorConfig) -> Path:
+    """Make the state directory. Raises ConfigError when it cannot be used."""
+    state = Path(config.state_directory)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"state_directory: {state} cannot be made: {error.strerror}") from None
+    return state
+
+
+def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Path) -> Pipeline:
+    now_ns = time.time_ns()
+    tracker = Tracker(causes=ranking.load(), settings=config.incidents)
+    tracker.restore(journal.load(config.incidents.resolved_max), now_ns)
+    learned = None
+    if config.detection.statistical:
+        from gpuvigil_detectors.statistical import Statistical  # noqa: PLC0415 - scikit-learn, 100 MiB, only here
+
+        statistical = Statistical(votes=tuple(config.detection.votes))
+        learned = Learned(statistical, state / "learned.model", config.detection.state_save_interval)
+        learned.load()
+    return Pipeline(
+        store=store,
+        structural=Structural(),
+        rules=Rules(),
+        learned=learned,
+        tracker=tracker,
+        journal=journal,
+        counts=Counts(),
+        view=View(started_ns=now_ns, now_ns=now_ns),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
