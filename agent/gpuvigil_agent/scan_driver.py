@@ -15,6 +15,7 @@ from gpuvigil_agent.scan_checks import Facts
 from gpuvigil_protos import entity
 
 _SESSION_S: Final = 5.0  # of the 10 s that a scan may take
+_HUNG_S: Final = 1.5
 _TICK_NS: Final = 1_000_000_000
 _WAITING: Final = frozenset({"starting", "restarting"})
 
@@ -63,12 +64,23 @@ def _judge_session(client: DriverClient, facts: Facts, on_pci: int | None, secon
         facts.unchecked.append(("gpus", client.note))
         return
     facts.checked.append("gpus")
+    facts.facts += [("driver_hung", *row) for row in _hanging(client)]
     if client.state == "stuck" or (client.state in _WAITING and not heard):
         evidence = f"driver {client.state} for {seconds:.1f} s: {client.note or 'no answer'}"
         facts.facts.append(("driver_hung", "node", evidence))
         return
     facts.facts += [("gpu_silent", name, f"no reading in {seconds:.1f} s") for name in _silent(client, facts)]
-    expected = max(on_pci or 0, len(client.gpus))
+    # An index that the driver counts and does not open leaves a hole.
+    expected = max(on_pci or 0, len(client.gpus), *(gpu.index + 1 for gpu in client.gpus), 0)
     if len(heard) < expected:
         evidence = f"{len(heard)} of {expected} answer (PCI bus: {'unknown' if on_pci is None else on_pci})"
         facts.facts.append(("gpu_missing", "node", evidence))
+
+
+def _hanging(client: DriverClient) -> list[tuple[str, str]]:
+    """Return target and evidence of each call that has hung for longer than any healthy one takes."""
+    return [
+        (stuck.entity, f"{stuck.call} (GPU index {stuck.index}) has not returned for {stuck.seconds:.1f} s")
+        for stuck in client.hanging
+        if stuck.seconds >= _HUNG_S
+    ]
