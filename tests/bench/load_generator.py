@@ -82,7 +82,8 @@ class Node:
         return pb.StreamRequest(
             hello=pb.Hello(
                 schema_version=SCHEMA_VERSION, node=self.name, boot_id=str(uuid.uuid4()),
-                agent_version="load", role=pb.ROLE_LIVE, inventory=inventory, dictionary=pb.Dictionary(version=1, groups=groups),
+                agent_version="load", role=pb.ROLE_LIVE, inventory=inventory,
+                dictionary=pb.Dictionary(version=1, groups=groups),
                 sent_ns=time.time_ns(),
             )
         )  # fmt: skip
