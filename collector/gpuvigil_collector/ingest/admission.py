@@ -33,7 +33,7 @@ class Admission:
 
     def admit(self, hello: pb.Hello, peer: str, certificate_names: frozenset[str] | None) -> Session:
         """Let a stream in. certificate_names is None in plain text. Raises StreamRejectedError."""
-        _check_hello(hello)
+        check_hello(hello)
         if certificate_names is not None and hello.node not in certificate_names:
             raise StreamRejectedError(
                 _Code.PERMISSION_DENIED,
@@ -92,7 +92,8 @@ class Admission:
         return [session for session in found if session is not None]
 
 
-def _check_hello(hello: pb.Hello) -> None:
+def check_hello(hello: pb.Hello) -> None:
+    """Check what every Hello must have. Raises StreamRejectedError."""
     if hello.schema_version != SCHEMA_VERSION:
         raise StreamRejectedError(
             _Code.FAILED_PRECONDITION,

@@ -100,10 +100,10 @@ class Intake:
 
     def _batch(self, session: Session, batch: pb.Batch, size: int) -> None:
         sequence = batch.sequence
-        if self._is_known(session, "metrics", sequence):
-            return
         try:
-            self._take_gaps(session, batch.gaps)
+            self._take_gaps(session, batch.gaps)  # also with a duplicate: the agent tells new gaps on old rows
+            if self._is_known(session, "metrics", sequence):
+                return
             now_ns = time.time_ns() - session.clock.offset_ns
             blocks = validate.check_batch(batch, size, session.dictionary, now_ns)
         except RefusedError as refused:
@@ -118,10 +118,10 @@ class Intake:
                 self._show(session, block)
 
     def _event(self, session: Session, event: pb.Event, size: int) -> None:
-        if self._is_known(session, "events", event.sequence):
-            return
         try:
             self._take_gaps(session, event.gaps)
+            if self._is_known(session, "events", event.sequence):
+                return
             validate.check_event(event, size, time.time_ns() - session.clock.offset_ns)
         except RefusedError as refused:
             self._refuse(session, "events", event.sequence, refused)

@@ -12,11 +12,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from gpuvigil_collector.ingest import frames
-from gpuvigil_collector.ingest.admission import Admission
+from gpuvigil_collector.ingest.admission import Admission, check_hello
 from gpuvigil_collector.ingest.brain_link import BrainLink
 from gpuvigil_collector.ingest.intake import Intake
 from gpuvigil_collector.ingest.refusal import StreamRejectedError
-from gpuvigil_collector.ingest.session import Session
+from gpuvigil_collector.ingest.session import ROLES, Session
 from gpuvigil_collector.ingest.validate import clean_text
 from gpuvigil_protos.codec import MESSAGE_MAX_BYTES, SCHEMA_VERSION
 from gpuvigil_protos.v1 import stream_pb2 as pb
@@ -114,7 +114,31 @@ class Service:
             if received.request is None:
                 detail = "message: expected a StreamRequest, got bytes that are none"
                 raise StreamRejectedError(grpc.StatusCode.INVALID_ARGUMENT, "bad_message", detail)
-            self._intake.take(session, received.request, received.size)
+            if received.request.WhichOneof("message") == "hello":
+                self._hello_again(session, received.request.hello)
+            else:
+                if received.request.WhichOneof("message") == "hello":
+                self._hello_again(session, received.request.hello)
+            else:
+                self._intake.take(session, received.request, received.size)
+
+    def _hello_again(self, session: Session, hello: pb.Hello) -> None:
+        """Take a Hello in mid-stream: the inventory has changed, who speaks has not."""
+        if (hello.node, hello.boot_id, ROLES.get(hello.role)) != (session.node, session.boot_id, session.role):
+            detail = f"hello.node: expected {session.node} and its boot for the whole stream"
+            raise StreamRejectedError(grpc.StatusCode.PERMISSION_DENIED, "wrong_name", detail)
+        check_hello(hello)
+        session.heard = time.monotonic()
+        if session.live:
+            self._brain.send(_node_up(hello, session, time.time_ns()))
+
+    def _hello_again(self, session: Session, hello: pb.Hello) -> None:
+        """Take a new inventory in mid-stream; who speaks cannot change. Raises StreamRejectedError."""
+        if (hello.node, hello.boot_id) != (session.node, session.boot_id) or not session.live:
+            detail = "hello: expected the node and boot_id of this live stream"
+            raise StreamRejectedError(grpc.StatusCode.INVALID_ARGUMENT, "bad_message", detail)
+        session.heard = time.monotonic()
+        self._brain.send(_node_up(hello, session, time.time_ns()))
 
     async def _read(self, context: _Context, timeout_s: float) -> Received | None:
         """Return the next message, None at the end. Raises StreamRejectedError when none comes in time."""
