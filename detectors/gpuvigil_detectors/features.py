@@ -1,4 +1,4 @@
-"""Features: what forest and votes see of one entity. Each metric against its own history, and what is missing.
+"""Features: what forest and votes see of one entity. Own history and what is missing.
 
 float32 [S, K]: per metric the distance from its own slow normal (in its own sigmas, clipped) and the slope of
 its fast against its slow mean; then the share of missing metrics and the recent events. A metric that an
@@ -60,6 +60,7 @@ class FeatureTable:
         shape = (len(metrics),)
         self._joins = Joins()
         self._lists: tuple[tuple[str, ...], ...] = ()
+        self._entities: tuple[str, ...] = ()
         self.state = SeriesState(
             fast=("f8", np.nan, shape), slow=("f8", np.nan, shape), spread=("f8", 0.0, shape),
             count=("i8", 0, shape), read_ns=("i8", 0, shape), events=("f8", 0.0, ()),

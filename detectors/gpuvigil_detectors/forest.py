@@ -1,4 +1,4 @@
-"""Isolation forest over Features: how few random cuts set a row apart from the fleet's healthy rows?
+"""Isolation forest over Features: how few random cuts set a row apart from healthy ones.
 
 scikit-learn grows the trees; they are kept as flat arrays and scored by NumPy alone, so that a model can be
 stored as arrays and no estimator is ever unpickled. Source: Liu, Ting & Zhou 2008.
@@ -22,7 +22,7 @@ _ARRAYS: Final = ("feature", "threshold", "left", "right", "depth")
 
 
 class Forest:
-    """Trees as arrays [trees, nodes]: feature (-1 = leaf), threshold, left, right, depth (path length at a leaf)."""
+    """Trees as arrays [trees, nodes]: feature (-1 = leaf), threshold, left, right, depth (path so far)."""
 
     name = "forest"
 
@@ -73,6 +73,9 @@ class Forest:
     def load(self, data: bytes) -> None:
         """Take over a dumped forest. Raises ModelError when it is not one."""
         arrays, meta = models.unpack(_KIND, data)
+        if not arrays:
+            self._arrays = {}
+            return
         shapes = {arrays[name].shape for name in _ARRAYS if name in arrays}
         if set(arrays) != set(_ARRAYS) or len(shapes) != 1:
             raise models.ModelError("forest: expected five arrays of one shape [trees, nodes]")
