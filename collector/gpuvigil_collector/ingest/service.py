@@ -117,9 +117,6 @@ class Service:
             if received.request.WhichOneof("message") == "hello":
                 self._hello_again(session, received.request.hello)
             else:
-                if received.request.WhichOneof("message") == "hello":
-                self._hello_again(session, received.request.hello)
-            else:
                 self._intake.take(session, received.request, received.size)
 
     def _hello_again(self, session: Session, hello: pb.Hello) -> None:
@@ -131,14 +128,6 @@ class Service:
         session.heard = time.monotonic()
         if session.live:
             self._brain.send(_node_up(hello, session, time.time_ns()))
-
-    def _hello_again(self, session: Session, hello: pb.Hello) -> None:
-        """Take a new inventory in mid-stream; who speaks cannot change. Raises StreamRejectedError."""
-        if (hello.node, hello.boot_id) != (session.node, session.boot_id) or not session.live:
-            detail = "hello: expected the node and boot_id of this live stream"
-            raise StreamRejectedError(grpc.StatusCode.INVALID_ARGUMENT, "bad_message", detail)
-        session.heard = time.monotonic()
-        self._brain.send(_node_up(hello, session, time.time_ns()))
 
     async def _read(self, context: _Context, timeout_s: float) -> Received | None:
         """Return the next message, None at the end. Raises StreamRejectedError when none comes in time."""
