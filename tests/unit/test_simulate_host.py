@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from contract.simulated_node import NODE, Clock, config
+from contract.simulated_node import NODE, START_NS, Clock, config
 
 from gpuvigil_agent.config import Host
 from gpuvigil_agent.kernel_grammar import Fact, Grammar
 from gpuvigil_agent.samplers.host_table import build_host_samplers
 from gpuvigil_agent.simulate.host import SimulatedHostFiles
 from gpuvigil_agent.simulate.kernel_log import _ORDINARY, fault_lines, simulated_source
+from gpuvigil_agent.simulate.links import Links
 from gpuvigil_agent.simulate.world import World
 
 
@@ -101,12 +102,24 @@ def test_flapping_and_return(tmp_path: Path) -> None:
         path = "/sys/class/net/ib1"
         seen.append((files.read(f"{path}/carrier").strip(), int(files.read(f"{path}/carrier_changes"))))
     assert seen == [("1", 3), ("0", 4), ("1", 5), ("0", 6), ("1", 7), ("0", 8), ("1", 9), ("1", 9), ("1", 9)]
+    assert Links(World(config(tmp_path, faults), NODE, clock)).edges()[-1][1:] == ("ib1", True)
     with pytest.raises(FileNotFoundError):
         files.read("/sys/class/net/wlan0/carrier")
     with pytest.raises(FileNotFoundError):
         files.read("/etc/shadow")
     with pytest.raises(FileNotFoundError):
         files.usage("/data")
+
+
+@pytest.mark.parametrize("duration", [3, 8, 11, 16, 17, 20])
+def test_carrier_changes_are_the_edges(duration: int, tmp_path: Path) -> None:
+    """At every instant the count of changes is the number of edges so far, also when the fault ends."""
+    faults = f'kind = "nic_flap"\nat = "20s"\nduration = "{duration}s"'
+    links = Links(World(config(tmp_path, faults), NODE, Clock()))
+    edges = [time_ns for time_ns, _, _ in links.edges()]
+    for tenth in range(150, 500):
+        now_ns = START_NS + tenth * 10**8
+        assert links.changes("ib0", now_ns) == 3 + sum(edge <= now_ns for edge in edges)
 
 
 def facts(tmp_path: Path, faults: str) -> list[Fact]:

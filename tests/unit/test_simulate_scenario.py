@@ -113,6 +113,13 @@ def test_placing_and_ending() -> None:
     assert [placed.elapsed_s(int(second * 1e9)) for second in (0, 22.0, 90.0)] == [0.0, 1.0, 5.0]
 
 
+def test_the_shipped_file_has_every_kind() -> None:
+    """One fault of each kind, each on its own node."""
+    faults = load_scenario(ROOT / "agent/gpuvigil_agent/simulate/scenarios/every_kind.toml").faults
+    assert sorted(fault.kind for fault in faults) == sorted(KINDS)
+    assert len({fault.node for fault in faults}) == len(faults)
+
+
 def test_every_kind_has_a_class_of_the_vocabulary_and_is_documented() -> None:
     """Classes are words of the vocabulary, limits are set, and docs/scenarios.md has a row for each kind."""
     text = (ROOT / "docs/scenarios.md").read_text()

@@ -29,6 +29,7 @@ _SETTLE_SECONDS: Final = 90
 _INLET_CELSIUS = 27.0
 _POWER_EXPONENT = 2.2  # dynamic power over clock: voltage falls with the clock
 _CLOCK_STEP_MHZ = 15
+_BACKGROUND_SECONDS = (6 * 3600, 4 * 3600, 12 * 3600)  # between corrected bits, replays, bad flits
 _HARDWARE_SLOWDOWN_SHARE = 0.5  # the vendor: "reduced by a factor of 2 or more"
 
 
@@ -138,8 +139,8 @@ class GpuPhysics:
         self._temperature += (target - self._temperature) * self._warmth
 
     def _background(self, second: int) -> None:
-        """What a healthy board counts: a corrected bit in an hour or two, a replay now and then."""
-        for place, mean_seconds in enumerate((5400, 1800, 7200)):
+        """What a healthy board counts: a corrected bit, a replay and a bad flit, each once in hours."""
+        for place, mean_seconds in enumerate(_BACKGROUND_SECONDS):
             self._counts[place] += noise.mix(self._key, second, 7 + place) % mean_seconds == 0
 
     def _state_of(

@@ -13,7 +13,7 @@ _DEVICES: Final = {DATA_DISK: (259, 0), ROOT_DISK: (259, 1)}
 _DISK_WORDS: Final = (
     "reads", "read_sectors", "read_ms", "writes", "written_sectors", "write_ms", "busy_ms", "weighted_ms",
 )  # fmt: skip
-_PACKET_BYTES = 4096
+_PACKET_BYTES = 4 << 10
 _INFINIBAND_MEGABITS, _ETHERNET_MEGABITS = 400_000, 100_000
 
 

@@ -53,5 +53,6 @@ class Links:
 def _flap_toggles(placed: Placed, flap: NicFlap, now_ns: int) -> int:
     """Twice the cycles begun, less one while the link is down in the current one."""
     cycles, inside_s = divmod(placed.elapsed_s(now_ns), float(flap.period))
-    down_now = inside_s < flap.down and placed.active(now_ns)
-    return 2 * int(cycles) + (1 if down_now else 2)
+    active = placed.active(now_ns)
+    begun = int(cycles) + (1 if active or inside_s > 0 else 0)
+    return 2 * begun - (1 if active and inside_s < flap.down else 0)

@@ -40,7 +40,7 @@ def meminfo(world: World, now_ns: int) -> str:
     rows = {
         "MemTotal": _MEMORY_KIB, "MemFree": int(available * 0.8), "MemAvailable": available,
         "Buffers": 1 << 20, "Cached": int(available * 0.2), "SwapCached": 0, "SwapTotal": 0, "SwapFree": 0,
-        "Dirty": 4096,
+        "Dirty": 4 << 10,
     }  # fmt: skip
     return "".join(f"{name + ':':<16}{value:>12} kB\n" for name, value in rows.items())
 
