@@ -57,8 +57,8 @@ class HostCpu:
 
     def _load(self) -> Iterator[Sample]:
         try:
-            yield Sample(
-                catalog.NODE_LOAD1, entity.NODE, float(self._files.read("/proc/loadavg").split(" ", 1)[0])
-            )
+            load = float(self._files.read("/proc/loadavg").split(" ", 1)[0])
         except (OSError, ValueError):
             return  # absent or cut short: the series is left out
+        if 0 <= load <= catalog.NODE_LOAD1.high:  # "nan" is a number to float(), too
+            yield Sample(catalog.NODE_LOAD1, entity.NODE, load)
