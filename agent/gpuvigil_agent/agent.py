@@ -37,7 +37,7 @@ class Agent:
         self.config, self.node = config, node
         directory = Path(config.spool.directory or Path(config.state_directory) / "spool")
         self.spool = Spool(directory, config.spool.size_max, config.spool.sync_interval, kernel_boot_id())
-        self.driver = DriverClient(config, self._on_event)
+        self.driver = DriverClient(config, self._on_event, node)
         self.collect = Collect(self.driver, HostRunner(sources.host_samplers(config, node)))
         self.stream = Stream(
             config, node, self.spool, self._inventory, self.collect.batch.dictionary, self._set_flush_interval

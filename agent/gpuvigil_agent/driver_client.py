@@ -19,13 +19,12 @@ import msgspec
 from gpuvigil_agent import driver_frames as frames
 from gpuvigil_agent.config import AgentConfig
 from gpuvigil_agent.driver_child import DriverChild
-from gpuvigil_agent.driver_episodes import TRIES, News
+from gpuvigil_agent.driver_episodes import TRIES
 from gpuvigil_agent.driver_frames import GpuInfo
 from gpuvigil_agent.driver_probe import Probe
 from gpuvigil_agent.driver_report import DriverReport
 from gpuvigil_agent.event import AgentEvent
 from gpuvigil_agent.samplers.base import Sample
-from gpuvigil_protos import entity
 
 __all__ = ["DriverClient", "GpuInfo"]
 
@@ -40,15 +39,18 @@ State = Literal["absent", "starting", "running", "stuck", "restarting", "off"]
 
 
 class DriverClient:
-    """See the module. All methods and callbacks are on one asyncio loop."""
+    """See the module. All methods and callbacks are on one asyncio loop.
 
-    def __init__(self, config: AgentConfig, on_event: Callable[[AgentEvent], None]) -> None:
+    node is the name that the agent goes by where the config leaves it open; the simulated driver needs it.
+    """
+
+    def __init__(self, config: AgentConfig, on_event: Callable[[AgentEvent], None], node: str = "") -> None:
         self._config = config.gpu
         simulate = config.simulate
         if not simulate.start_ns:  # every driver process of this agent must count from one instant
             simulate = msgspec.structs.replace(simulate, start_ns=time.time_ns())
         simulated = config.gpu.source == "simulated"
-        self._begin = frames.Begin(simulated, config.node, simulate, config.gpu.calls_per_second_max)
+        self._begin = frames.Begin(simulated, node or config.node, simulate, config.gpu.calls_per_second_max)
         file = Path(config.state_directory) / "gpus.json"
         self._report = DriverReport(file, config.gpu.call_deadline, on_event, time.time_ns)
         self._probe = Probe(self._begin)
@@ -56,7 +58,8 @@ class DriverClient:
         self._abandoned: dict[DriverChild, list[int]] = {}
         self._answered: asyncio.Future[list[Sample]] | None = None
         self._number, self._missed = 0, 0
-        self._heard_at, self._settled = 0.0, False
+        self._heard_at = 0.0
+        self._initialised, self._settled = False, False
         self._start_at, self._restarted_at = 0.0, float("-inf")
         self._absent = ""
         self._calls_before = 0
@@ -70,10 +73,10 @@ class DriverClient:
             return "off"
         if self._absent:
             return "absent"
-        if self._missed >= TRIES or self._report.stuck:
-            return "stuck"
         if self._child is None:
             return "restarting"
+        if self._missed >= TRIES or self._report.stuck:
+            return "stuck"
         return "running" if self._settled else "starting"
 
     @property
@@ -81,6 +84,8 @@ class DriverClient:
         """Return one sentence for people; empty when all is well."""
         if self._config.source == "none":
             return "GPU readings are off (gpu.source)"
+        if self.state == "restarting":
+            return "the driver process ended; a new one starts within a minute"
         if self._report.stuck:
             hanging = ", ".join(f"{stuck.call} ({stuck.entity})" for stuck in self._report.hanging)
             return f"driver stuck: {hanging or ', '.join(sorted(self._report.stuck))}"
@@ -95,8 +100,14 @@ class DriverClient:
 
     @property
     def gpus(self) -> tuple[GpuInfo, ...]:
-        """Return every GPU that the node has had, and whether it answers now."""
-        return self._report.inventory.gpus
+        """Return every GPU that the node has had, and whether it answers now; nothing until that is known."""
+        known = self.driver_version or self._absent
+        return self._report.inventory.gpus if known else ()
+
+    @property
+    def hanging(self) -> tuple[frames.Stuck, ...]:
+        """Return the calls that have not returned yet, before they are news too."""
+        return tuple(self._report.hanging)
 
     async def start(self) -> None:
         """Start the driver process; returns at once, whatever the driver does."""
@@ -109,7 +120,8 @@ class DriverClient:
             return []
         samples = await self._ask(tick_ns)
         await self._care()
-        return [*samples, *self._report.node_samples()]
+        known = self._settled or self._absent or (self._initialised and self._report.stuck)
+        return [*samples, *(self._report.node_samples() if known else ())]
 
     async def stop(self) -> None:
         """End the driver process within 2 s, or let go of one that hangs."""
@@ -157,14 +169,15 @@ class DriverClient:
             self._take_end(frame)
 
     def _take_inventory(self, inventory: frames.Inventory) -> None:
-        self._settled, self._absent = True, ""
+        self._initialised, self._absent = True, ""
+        self._settled = self._settled or inventory.complete
         self.driver_version = inventory.driver_version
         skipped = [index for indices in self._abandoned.values() for index in indices]
         self._report.take_inventory(inventory, skipped)
 
     def _take_answer(self, answer: frames.Answer) -> None:
         """Give the tick that waits its samples; those of a tick that no longer waits are too late."""
-        samples = list(self._report.take_answer(answer, settled=self._settled))
+        samples = list(self._report.take_answer(answer, initialised=self._initialised))
         self.counters |= answer.counters | {"calls": self._calls_before + answer.counters["calls"]}
         late, self._missed = self._missed > 0, 0
         waiting, self._answered = self._answered, None
@@ -188,7 +201,8 @@ class DriverClient:
     # --- life of the process
     async def _start_child(self) -> None:
         child = DriverChild(self._on_frame, self._on_end)
-        self._child, self._settled, self._missed = child, False, 0
+        self._forget_child()
+        self._child = child
         self._heard_at = time.monotonic() + SPEAK_S  # a new process may be slow to speak
         try:
             await child.start(self._begin)
@@ -198,7 +212,8 @@ class DriverClient:
             self._start_at = time.monotonic() + RESTART_S
 
     def _forget_child(self) -> None:
-        self._child, self._settled, self._missed = None, False, 0
+        self._child, self._missed = None, 0
+        self._initialised, self._settled = False, False
         self._calls_before = self.counters["calls"]
         waiting, self._answered = self._answered, None
         if waiting is not None and not waiting.done():
@@ -237,7 +252,7 @@ class DriverClient:
             return
         self.counters["abandoned"] += 1
         self._abandoned[child] = [stuck.index for stuck in self._report.hanging if stuck.index >= 0]
-        self._report.tell_news([News("driver_stuck", entity.NODE, "driver process", seconds)])
+        self._report.tell_hang(seconds)
         child.abandon()
         self._forget_child()
         self._schedule_restart()

@@ -38,6 +38,13 @@ class Episodes:
         """Return the entities with an episode that was told and has not ended."""
         return frozenset(entity for entity, episode in self._episodes.items() if episode.told)
 
+    def declare(self, entity: str, call: str, seconds: float) -> list[News]:
+        """Take a hang that was judged elsewhere; it ends when `observe` no longer sees or keeps it."""
+        if entity in self.stuck:
+            return []
+        self._episodes[entity] = _Episode(call, seconds, TRIES, told=True)
+        return [News("driver_stuck", entity, call, seconds)]
+
     def observe(self, hanging: Iterable[tuple[str, str, float]], keep: frozenset[str]) -> list[News]:
         """Take one tick's hanging calls (entity, call, seconds); return what is new.
 

@@ -1,7 +1,7 @@
 """A second driver process, for seconds, that looks whether a lost GPU is back.
 
 NVIDIA's library enumerates boards only when it is initialised, so the process in use may never see a board
-that was reset. The probe is adopted if it sees one, and ended otherwise; the process in use goes on meanwhile.
+that was reset. The probe is adopted if it sees one, else ended; the process in use goes on meanwhile.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from gpuvigil_agent import driver_frames as frames
@@ -38,6 +39,7 @@ class Coordinator:
         self._tick: frames.Tick | None = None
         self._answer_at = 0.0
         self._ended = False
+        self._simulation_s: Callable[[], float] | None = None
 
     def run(self) -> None:
         """Serve until Stop, until the agent is gone, or until there is no driver."""
@@ -88,7 +90,7 @@ class Coordinator:
         """Answer the tick once all GPUs have, or its time is up."""
         if self._tick is None:
             return
-        if session.all_read() or time.monotonic() >= self._answer_at:
+        if session.all_read(self._tick.number) or time.monotonic() >= self._answer_at:
             number, self._tick = self._tick.number, None
             answer = session.answer(number)
             if self._simulation_s is not None:  # a benchmark takes it off the agent's own cost, and shows it

@@ -1,4 +1,4 @@
-"""What the driver process says, turned into events and samples: losses, returns, hangs, Xids, recovery actions.
+"""What the driver process says, as events and samples: losses, returns, hangs, Xids, recovery actions.
 
 Keeps what outlives one driver process: the inventory, which GPUs are lost, and who hangs. No I/O but the
 inventory's file, no clock but the caller's.
@@ -64,16 +64,17 @@ class DriverReport:
         elif happened.kind == "gpu_lost":
             self._lose(happened.uuid, happened.call)
 
-    def take_answer(self, answer: frames.Answer, *, settled: bool) -> Iterator[Sample]:
-        """Yield the samples, and tell who hangs. settled: this process has told its inventory."""
-        self.hanging = [self._named(stuck) for stuck in answer.stuck]
+    def take_answer(self, answer: frames.Answer, *, initialised: bool) -> Iterator[Sample]:
+        """Yield the samples, and tell who hangs. initialised: this process's init has returned."""
+        self.hanging = self._folded([self._named(stuck) for stuck in answer.stuck])
         gone = {entity.gpu(uuid) for uuid in self.lost}
         silent = {name for name in self.stuck if name not in answer.readings and name not in gone}
-        keep = frozenset(silent - {entity.NODE} if settled else silent)
+        answers = answer.readings or not self.inventory.seen
+        keep = frozenset(silent - {entity.NODE} if initialised and answers else silent)
         rows = [
             (stuck.entity, stuck.call, stuck.seconds) for stuck in self.hanging if stuck.entity not in gone
         ]
-        self.tell_news(self._episodes.observe(rows, keep))
+        self._tell_news(self._episodes.observe(rows, keep))
         for name, values in answer.readings.items():
             for metric, value in values.items():
                 if metric == GPU_RECOVERY_ACTION.name:
@@ -86,7 +87,11 @@ class DriverReport:
             yield Sample(NODE_GPUS_EXPECTED, entity.NODE, len(self.inventory.gpus))
             yield Sample(NODE_GPUS_SEEN, entity.NODE, self.inventory.seen)
 
-    def tell_news(self, news: Iterable[News]) -> None:
+    def tell_hang(self, seconds: float) -> None:
+        """Tell that the driver process as a whole does not answer; its successor's answer ends that."""
+        self._tell_news(self._episodes.declare(entity.NODE, "driver process", seconds))
+
+    def _tell_news(self, news: Iterable[News]) -> None:
         """Tell hangs and their ends; their origin is the agent, for the driver says nothing."""
         for kind, name, call, seconds in news:
             verb = "has not returned for" if kind == "driver_stuck" else "returned; it hung for"
@@ -120,6 +125,14 @@ class DriverReport:
         uuid = self.inventory.uuid_at(stuck.index)
         name = entity.gpu(uuid) if uuid else entity.NODE
         return frames.Stuck(name, stuck.index, stuck.call, stuck.seconds)
+
+    def _folded(self, hanging: list[frames.Stuck]) -> list[frames.Stuck]:
+        """Say `node` once where every GPU hangs: then it is the driver, and not one board."""
+        boards = [stuck for stuck in hanging if stuck.entity != entity.NODE]
+        if len(boards) < 2 or len(boards) < self.inventory.seen:
+            return hanging
+        longest = max(boards, key=lambda stuck: stuck.seconds)
+        return [frames.Stuck(entity.NODE, -1, longest.call, longest.seconds)]
 
     def _facts(self, uuid: str) -> dict[str, str]:
         known = next((gpu for gpu in self.inventory.gpus if gpu.uuid == uuid), None)

@@ -89,9 +89,9 @@ class Session:
         if time.monotonic() >= self._rescan_at:
             self._rescan()
 
-    def all_read(self) -> bool:
-        """Tell whether every GPU that was asked has answered."""
-        return bool(self._version) and not any(slot.worker.busy for slot in self._slots.values())
+    def all_read(self, number: int) -> bool:
+        """Tell whether every GPU that was asked at this tick has answered."""
+        return bool(self._version) and not any(slot.reads(number) for slot in self._slots.values())
 
     def answer(self, number: int) -> frames.Answer:
         """Take what was found in time, and say what hangs."""

@@ -85,6 +85,10 @@ class Slot:
         self._reading = Reading(number)
         return self._reading
 
+    def reads(self, number: int) -> bool:
+        """Tell whether the reading of this tick is still under way."""
+        return self.worker.busy and self._reading is not None and self._reading.number == number
+
     def take(self, number: int) -> Values:
         """Return what the reading of this tick has found; nothing when this slot had none."""
         if self._reading is None or self._reading.number != number:

@@ -23,8 +23,8 @@ class GpuInventory:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._known: dict[str, GpuInfo] = {}
-        for gpu in self._load():
-            self._known[gpu.uuid] = msgspec.structs.replace(gpu, seen=False)
+        for gpu in self._load():  # presumed to be there until a complete list says otherwise
+            self._known[gpu.uuid] = msgspec.structs.replace(gpu, seen=True)
 
     @property
     def gpus(self) -> tuple[GpuInfo, ...]:
