@@ -31,8 +31,8 @@ def disk(name: str) -> str:
 
 
 def filesystem(mount_point: str) -> str:
-    """Name a file system by its mount point; characters outside printable ASCII become `_`."""
-    return "filesystem:" + re.sub(r"[^!-~]", "_", mount_point)[:190]
+    """Name a file system by its mount point; characters that no entity may have become `_`."""
+    return "filesystem:" + re.sub(r"[^!-~]|[\"'<>\\`]", "_", mount_point)[:190]
 
 
 def interface(name: str) -> str:

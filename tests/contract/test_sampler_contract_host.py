@@ -44,7 +44,7 @@ def sampled(sampler, plausible=True):
     for metric, entity, value in found:
         assert CATALOG[metric.name] is metric
         assert kind_of(entity) == metric.entity_kind
-        assert is_valid_entity(entity) or entity.startswith("filesystem:")
+        assert is_valid_entity(entity)
         assert isinstance(value, float)
         assert math.isfinite(value)
         assert metric.low <= value

@@ -15,7 +15,7 @@ from gpuvigil_agent.samplers.host_table import build_host_samplers
 from gpuvigil_agent.samplers.network import Network, NetworkSpeed
 from gpuvigil_protos.entity import is_valid_entity
 
-ODD = "filesystem:/data/with_space\\and_tab"
+ODD = "filesystem:/data/with_space_and_tab"
 
 
 def readonly(found):
@@ -32,6 +32,13 @@ def test_readonly_is_the_super_blocks_state_and_not_the_mounts():
     """`ro` on the mount alone is what ProtectSystem=strict shows a hardened agent of every file system."""
     found = readonly(values(Filesystems(FixtureFiles("hgx"))))
     assert found == {"filesystem:/": 0, "filesystem:/scratch": 1, "filesystem:/dev/shm": 0, ODD: 1}
+
+
+@pytest.mark.parametrize("name", ["/a'b", '/a"b', "/<script>", "/a`b", "/\ufffd\ufffd", "/" + "x" * 300])
+def test_hostile_mount_points_get_a_valid_name(name):
+    text = f"27 1 8:1 / {name} rw - ext4 /dev/x rw\n"
+    (found,) = readonly(values(Filesystems(FixtureFiles("hgx", {"/proc/self/mountinfo": text}))))
+    assert is_valid_entity(found)
 
 
 def test_use_is_what_the_file_system_says_and_inodes_are_absent_where_unbounded():
