@@ -5,6 +5,7 @@ With --json everything goes to standard error, so that standard output holds the
 
 from __future__ import annotations
 
+import re
 import time
 from types import TracebackType
 
@@ -16,6 +17,8 @@ from gpuvigil_cli.client import Json
 from gpuvigil_cli.demo.match import Fault, Outcome, Verdict
 from gpuvigil_cli.show import severity, table
 from gpuvigil_cli.text import duration, markup
+
+_UUID = re.compile(r"(GPU-[0-9a-f]{8})-[0-9a-f-]{27}")  # the lines above the table have it whole
 
 
 class Screen:
@@ -82,7 +85,7 @@ class Screen:
                 markup(verdict.fault.fault, 80),
                 markup(_found_words(verdict), 80),
                 _delay(verdict),
-                markup(verdict.fault.target, 260),
+                markup(_UUID.sub(r"\1…", verdict.fault.target), 260),
             )
         self.console.print()
         self.console.print(rows)
@@ -98,7 +101,7 @@ class Screen:
 def _found_words(verdict: Verdict) -> str:
     if verdict.incident is not None:
         return str(verdict.incident.get("class"))
-    return "silent, as it should be" if verdict.correct else "nothing"
+    return "nothing (right)" if verdict.correct else "nothing"
 
 
 def _delay(verdict: Verdict) -> str:
