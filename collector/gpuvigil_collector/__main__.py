@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpuvigil_collector.brain import Brain
 from gpuvigil_collector.command_line import Arguments, parse
-from gpuvigil_collector.config import CollectorConfig
+from gpuvigil_collector.config import CollectorConfig, Detection
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
 from gpuvigil_collector.export.view import View
@@ -63,8 +63,12 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
 
     def faults() -> list[str]:
-        dead = config.ingest.workers - len(ingest.pids)
-        return [f"{dead} of {config.ingest.workers} ingest workers are down"] if dead else []
+        dead, failing = config.ingest.workers - len(ingest.pids), store.counters().get("recordings_failing")
+        told = [
+            (dead, f"{dead} of {config.ingest.workers} ingest workers are down"),
+            (failing, "recordings cannot be written: agents keep their data in their spools"),
+        ]
+        return [sentence for wrong, sentence in told if wrong]
 
     def alive() -> bool:
         return brain.stalled_s() < _ALIVE_S
@@ -72,9 +76,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     def counters() -> dict[str, float]:
         return store.counters() | {"worker_restarts_total": float(ingest.restarts)}
 
-    fleet = FleetCollector(
-        metadata.version("gpuvigil"), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults
-    )
+    fleet = FleetCollector(_version(), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults)
     sources = Sources(
         view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries, registry=registry_of(fleet),
         alive=alive, faults=faults,
@@ -86,6 +88,14 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
         pipeline.learned.save()
     store.close()
     journal.close()
+
+
+def _version() -> str:
+    """The installed distribution's version; a source tree that is not installed has none."""
+    try:
+        return metadata.version("gpuvigil")
+    except metadata.PackageNotFoundError:
+        return "source"
 
 
 def _state_directory(config: CollectorConfig) -> Path:
@@ -104,11 +114,7 @@ def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Pa
     tracker.restore(journal.load(config.incidents.resolved_max), now_ns)
     learned = None
     if config.detection.statistical:
-        from gpuvigil_detectors.statistical import Statistical  # noqa: PLC0415 - scikit-learn, 100 MiB, only here
-
-        statistical = Statistical(votes=tuple(config.detection.votes))
-        learned = Learned(statistical, state / "learned.model", config.detection.state_save_interval)
-        learned.load()
+        learned = _learned(config.detection, state / "learned.model")
     return Pipeline(
         store=store,
         structural=Structural(),
@@ -119,6 +125,21 @@ def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Pa
         counts=Counts(),
         view=View(started_ns=now_ns, now_ns=now_ns),
     )
+
+
+def _learned(config: Detection, path: Path) -> Learned:
+    """Make the statistical stage with what it learned before. Raises ConfigError for a bad vote."""
+    # scikit-learn costs a second and 100 MiB: imported only where it is used
+    from gpuvigil_detectors.statistical import Statistical  # noqa: PLC0415
+    from gpuvigil_detectors.votes import VoteError  # noqa: PLC0415
+
+    try:
+        statistical = Statistical(votes=config.votes, learn_s=config.learn)
+    except VoteError as error:
+        raise ConfigError(f"detection.votes: {error}") from None
+    learned = Learned(statistical, path, config.state_save_interval)
+    learned.load()
+    return learned
 
 
 if __name__ == "__main__":

@@ -23,10 +23,14 @@ class Web(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
 
 
 class Detection(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """Which detectors judge. votes: PyOD models by name (extra `pyod`), none by default."""
+    """Which detectors judge. votes: PyOD models by name (extra `pyod`), none by default.
+
+    learn: how long the statistical detectors only learn before they notify anyone.
+    """
 
     statistical: bool = True
     votes: list[Literal["ecod", "copod", "hbos", "pca", "knn"]] = msgspec.field(default_factory=list)
+    learn: Seconds = Seconds(3600)
     state_save_interval: Seconds = Seconds(300)
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from gpuvigil_collector.export.view import LearningStatus
 from gpuvigil_detectors.base import FactDetector
 from gpuvigil_detectors.models import ModelError
 from gpuvigil_protos import log
@@ -19,7 +18,7 @@ from gpuvigil_protos import log
 class StatisticalDetector(FactDetector, Protocol):
     """The statistical stage: it judges, says what it has learned, and is told what not to learn from."""
 
-    def status(self) -> LearningStatus:
+    def status(self) -> dict[str, Any]:
         """`learning_until_ns`, None once it may notify."""
         ...
 

@@ -24,6 +24,8 @@ _STATUS_EVERY_S: Final = 5.0
 class IngestService(Protocol):
     """The ingest supervisor (ingest/supervisor.py) as the service sees it; both calls block."""
 
+    address: str
+
     def start(self) -> None:
         """Start the workers; returns when they listen. Raises IngestError."""
         ...
@@ -67,7 +69,7 @@ class Service:
         serving.add_done_callback(lambda _: self._stop.set())
         self._notifier.notify("READY=1")
         address = "{}:{}".format(*self._listener.getsockname()[:2])
-        self._log.info("collector_ready", web=address, process=os.getpid())
+        self._log.info("collector_ready", web=address, ingest=self._ingest.address, process=os.getpid())
         await self._watch(brain)
         self._notifier.notify("STOPPING=1")
         await self._end(brain, serving)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any
 
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.topology import ONE_DOMAIN
 from gpuvigil_detectors.base import NodeFact, Snapshot
 from gpuvigil_protos import entity as names
-
-
-class LearningStatus(TypedDict, total=False):
-    """What the statistical stage says of itself."""
-
-    learning_until_ns: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +24,7 @@ class View:
     open: Mapping[str, Incident] = field(default_factory=dict)
     resolved: Mapping[str, Incident] = field(default_factory=dict)
     not_opened: int = 0
-    learning: LearningStatus = field(default_factory=LearningStatus)
+    learning: Mapping[str, Any] = field(default_factory=dict)
     journal_fault: str = ""
     journal_failures: int = 0
     journal_entries: int = 0
@@ -38,7 +32,7 @@ class View:
     @property
     def learning_until_ns(self) -> int | None:
         """When the statistical stage may notify; None once it may, or when it is off."""
-        until_ns = self.learning.get("learning_until_ns")
+        until_ns: int | None = self.learning.get("learning_until_ns")
         return until_ns if until_ns is not None and until_ns > self.now_ns else None
 
     def open_by_node(self) -> dict[str, int]:
