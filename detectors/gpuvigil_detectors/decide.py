@@ -26,7 +26,10 @@ _P_MIN: Final = 1e-300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """k of n judgements; false-discovery rate; p-value and judgements that end an alarm; alarms an hour."""
+    """k of n judgements; false-discovery rate; p-value and judgements that end an alarm; alarms an hour.
+
+    relearn_s: a change that lasts so long is the new normal, and is learned.
+    """
 
     k: int = 4
     n: int = 6
@@ -34,6 +37,7 @@ class Limits:
     release_p: float = 0.05
     release_n: int = 3
     hold_s: float = 300.0
+    relearn_s: float = 3600.0
     alarms_per_hour: float = 2.0
 
 
@@ -142,6 +146,12 @@ class Decide:
         active &= ~ended
         hits[ended], since[ended] = False, 0
         return active
+
+    def suspects(self, now_ns: int) -> frozenset[str]:
+        """Entities with a recent discovery: not to be learned from, for `relearn_s` at most."""
+        since = self.state["since"]
+        held = (since > 0) & (now_ns - since < self.limits.relearn_s * _SECOND)
+        return frozenset(self.state.entities[row] for row in np.flatnonzero(held))
 
     def muted(self) -> NDArray[np.bool_]:
         """Standing alarms beyond the budget: recorded, not notified; bool [S]."""

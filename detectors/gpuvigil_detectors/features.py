@@ -20,9 +20,10 @@ from gpuvigil_detectors.series_state import Array, Joins, SeriesState, take
 _SECOND: Final = 1_000_000_000
 _CLIP: Final = 20.0
 _FAST: Final = 0.1
-_SLOW: Final = 0.01
+_SLOW: Final = 0.002
 _WARM: Final = 60
 _EVENT_DECAY: Final = 0.99
+_REACH: Final = 3.0
 _TO_SIGMA: Final = 1.2533
 
 GPU_METRICS: Final = (
@@ -107,7 +108,7 @@ class FeatureTable:
     def _features(self, values: Array, known: Array, entities: tuple[str, ...]) -> Features:
         state = self.state
         with np.errstate(all="ignore"):
-            sigma = np.maximum(_TO_SIGMA * state["spread"], 0.01 * np.abs(state["slow"]) + 1e-6)
+            sigma = self._sigma()
             distance = np.clip((values - state["slow"]) / sigma, -_CLIP, _CLIP)
             slope = np.clip((state["fast"] - state["slow"]) / sigma, -_CLIP, _CLIP)
         ready = state["count"] >= _WARM
@@ -118,15 +119,26 @@ class FeatureTable:
         rows[~(ready.any(axis=1) & known.any(axis=1))] = np.nan
         return Features(names=self.names, entities=entities, values=rows.astype(np.float32))
 
+    def _sigma(self) -> Array:
+        """Own spread of each series, never below a hundredth of its level: quieter than that is rounding."""
+        return np.maximum(_TO_SIGMA * self.state["spread"], 0.01 * np.abs(self.state["slow"]) + 1e-6)
+
+    def _moved(self, name: str, first: Array, learn: Array, values: Array, step: Array) -> Array:
+        state = self.state[name]
+        return np.where(first, values, np.where(learn, state + step, state))
+
     def _learn(self, values: Array, learn: Array) -> None:
         state = self.state
         early = 1.0 / (state["count"] + 1.0)
         first = learn & (state["count"] == 0)
-        for name, weight in (("fast", _FAST), ("slow", _SLOW)):
-            moved = state[name] + np.maximum(weight, early) * (values - state[name])
-            state[name] = np.where(first, values, np.where(learn, moved, state[name]))
         with np.errstate(all="ignore"):
-            gap = np.abs(values - state["slow"])
+            # one odd reading moves the normal no further than an ordinary one would
+            reach = np.where(state["count"] >= _WARM, _REACH * self._sigma(), np.inf)
+            gap = np.minimum(np.abs(values - state["slow"]), reach)
+            step = np.clip(values - state["slow"], -reach, reach)
+        state["fast"] = self._moved("fast", first, learn, values, _FAST * (values - state["fast"]))
+        state["slow"] = self._moved("slow", first, learn, values, np.maximum(_SLOW, early) * step)
+        with np.errstate(all="ignore"):
             spread = state["spread"] + np.maximum(_SLOW, early) * (gap - state["spread"])
         state["spread"] = np.where(learn & ~first & np.isfinite(spread), spread, state["spread"])
         state["count"] += learn

@@ -18,7 +18,7 @@ from gpuvigil_detectors.decide import Decide, Limits, Pool
 from gpuvigil_detectors.features import Features, FeatureTable
 from gpuvigil_detectors.forecast import Forecast
 from gpuvigil_detectors.forest import Forest
-from gpuvigil_detectors.series_state import Array, rows_of, take
+from gpuvigil_detectors.series_state import Array, SeriesState, rows_of, take
 
 _SECOND: Final = 1_000_000_000
 _LATE_S: Final = 2  # columns that may still be filled
@@ -81,6 +81,7 @@ class Population:
         self.pools = {name: Pool(seed=seed + place) for place, name in enumerate(names)}
         self.total = Pool(seed=seed + len(names))
         self.decide = Decide(limits)
+        self._pending = SeriesState(**dict.fromkeys((*names, "total"), ("f8", np.nan, ())))
         self.rows: Float32 = np.empty((0, len(self.table.names)), dtype=np.float32)
         self.fitted_ns = 0
         self._rng = np.random.default_rng(seed)
@@ -109,8 +110,7 @@ class Population:
             return  # woken early by an event: the grid has no new column
         new = min(_COLUMNS_MAX, second - self._scored_s) if self._scored_s else 1
         self._scored_s = second
-        alarmed = self.decide.state
-        masked |= frozenset(name for name, on in zip(alarmed.entities, alarmed["active"], strict=True) if on)
+        masked |= self.decide.suspects(snapshot.now_ns)
         features = self.features = self.table.update(snapshot, masked)
         worst = self._forecast(snapshot, features.entities, new, masked)
         turn = np.arange(len(features.entities)) % self._times.rotation == second % self._times.rotation
@@ -205,22 +205,30 @@ class Population:
         }
         raw["forecast"] = worst[rows]
         learned = (now_ns - start_ns) / _SECOND / self._times.learn_s if self._times.learn_s else 1.0
-        scaled = []
-        for name, scores in raw.items():
-            if self.fitted_ns:
-                self.pools[name].add(scores[healthy])
-            scaled.append(self.pools[name].scaled(np.asarray(scores)))
+        self._pending.align(features.entities)
+        if self.fitted_ns:
+            for name, scores in raw.items():
+                self._learn_late(self.pools[name], name, rows, healthy, scores)
+        scaled = [self.pools[name].scaled(np.asarray(scores)) for name, scores in raw.items()]
         self.votes = {
             name: _spread(part, rows, len(features.entities)) for name, part in zip(raw, scaled, strict=True)
         }
         sums = np.mean(scaled, axis=0) if self.fitted_ns else np.full(len(rows), np.nan)
         if learned >= 0.75 and self.fitted_ns:
-            self.total.add(sums[healthy])
+            self._learn_late(self.total, "total", rows, healthy, sums)
         judged = (
             self.total.p_values(sums) if self.calibrated(now_ns, start_ns) else np.full(len(rows), np.nan)
         )
         self.p_values = _spread(judged, rows, len(features.entities))
         self.decide.update(features.entities, self.p_values, now_ns)
+
+    def _learn_late(
+        self, pool: Pool, name: str, rows: NDArray[np.int64], healthy: NDArray[np.bool_], scores: Array
+    ) -> None:
+        """Add the row's score of its last turn if nothing has come of it since; keep this one for the next."""
+        waiting = self._pending[name]
+        pool.add(waiting[rows][healthy])
+        waiting[rows] = scores
 
 
 def _spread(part: Array, rows: NDArray[np.int64], size: int) -> NDArray[np.float64]:
