@@ -227,9 +227,12 @@ class Device:
         return len(self.calls.make(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, self.handle))
 
     def fields(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], float]:
-        """Return the field values that are there, by (field id, scope id), in one call."""
+        """Return the field values that are there, by (field id, scope id), in one call; none is no error."""
         asked = list(wanted)
-        found = self.calls.make(pynvml.nvmlDeviceGetFieldValues, self.handle, asked)
+        try:
+            found = self.calls.make(pynvml.nvmlDeviceGetFieldValues, self.handle, asked)
+        except NotSupported:
+            return {}
         values = (
             (key, field_number(value.nvmlReturn, value.valueType, value.value))
             for key, value in zip(asked, found, strict=True)
