@@ -24,6 +24,7 @@ from gpuvigil_agent.simulate.faults import (
 from gpuvigil_agent.simulate.scenario import Placed
 from gpuvigil_agent.simulate.world import World
 from gpuvigil_protos import entity
+from gpuvigil_protos.settings import ConfigError
 
 
 def target(world: World, placed: Placed) -> str:
@@ -74,8 +75,17 @@ class Truth:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Write from a daemon thread; nothing to do without a truth file or without faults."""
+        """Write from a daemon thread; nothing to do without a truth file or without faults.
+
+        Raises ConfigError when the file cannot be written.
+        """
         if self._world.config.truth_file and self._due:
+            try:
+                self._path.open("a", encoding="utf-8").close()
+            except OSError as error:
+                raise ConfigError(
+                    f"simulate.truth_file: {self._path}: expected a file to append to, got: {error.strerror}"
+                ) from None
             threading.Thread(target=self._run, name="truth", daemon=True).start()
 
     def _run(self) -> None:
