@@ -1,4 +1,4 @@
-"""The samplers' contract on a real NVIDIA driver (mark gpu): run by `pytest -m gpu` on a machine that has one."""
+"""The samplers' contract on a real NVIDIA driver: `pytest -m gpu` on a machine that has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPU samplers' arithmetic: units, the second way to read NVLink errors, what a slot does with what it reads."""
+"""GPU samplers' arithmetic: units, the older way to read NVLink errors, what a slot keeps of a reading."""
 
 from __future__ import annotations
 
