@@ -7,6 +7,7 @@ sends it again after a reconnect. Reused by the load generator, which is why it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -54,7 +55,7 @@ def batch(sequence: int, blocks: list[pb.Block] | None = None, **fields) -> pb.B
     blocks = blocks if blocks is not None else [block([50.0, 300.0, 0.5])]
     made = pb.Batch(
         sequence=sequence, dictionary_version=fields.pop("version", 1), blocks=blocks,
-        sent_ns=time.time_ns(), crc=blocks_crc(blocks), **fields,
+        sent_ns=fields.pop("sent_ns", None) or time.time_ns(), crc=blocks_crc(blocks), **fields,
     )  # fmt: skip
     setattr(made, "class", pb.CLASS_METRICS)
     return made
@@ -113,6 +114,14 @@ class Wire:
         await self._take(await self.call.read())
         return self.welcome
 
+    async def send_hello(self, inventory: pb.Inventory) -> None:
+        """Say Hello again: the inventory has changed."""
+        hello = pb.Hello(
+            schema_version=SCHEMA_VERSION, node=self.node, boot_id=self.boot_id, role=self.role,
+            inventory=inventory, sent_ns=time.time_ns(),
+        )  # fmt: skip
+        await self.call.write(pb.StreamRequest(hello=hello))
+
     async def send(self, message: pb.Batch | pb.Event | pb.Dictionary) -> None:
         names = {pb.Batch: "batch", pb.Event: "event", pb.Dictionary: "dictionary"}
         await self.call.write(pb.StreamRequest(**{names[type(message)]: message}))
@@ -150,8 +159,9 @@ class Wire:
     async def status(self, timeout_s: float = 15.0) -> tuple[grpc.StatusCode, str]:
         """Wait for the stream's end and return its status."""
         async with asyncio.timeout(timeout_s):
-            while await self.call.read() is not grpc.aio.EOF:
-                pass
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                while await self.call.read() is not grpc.aio.EOF:
+                    pass
         return await self.call.code(), await self.call.details()
 
     async def error(self) -> Exception:

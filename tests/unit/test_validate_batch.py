@@ -1,4 +1,4 @@
-"""Bad input, one by one: every refusal has its word, every message is safe to print, no good sample is lost."""
+"""Bad input, one by one: every refusal has its word, every message is printable, no good sample is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpuvigil_protos.v1 import stream_pb2 as pb
 NOW = time.time_ns()
 CENTURY = 100 * 366 * 86_400 * SECOND
 GOOD = [50.0, 300.0, 0.5]
-HOSTILE = ["\x1b[31m", "<script>alert(1)</script>", "a\nb", "x" * 65536, "", "‮", '"', "gpu:", "gpu:a b"]
+HOSTILE = ["\x1b[31m", "<script>alert(1)</script>", "a\nb", "x" * 65536, "", "\u202e", '"', "gpu:", "gpu:a b"]
 
 
 def take(made: pb.Batch, size: int = 100) -> list[validate.Block]:

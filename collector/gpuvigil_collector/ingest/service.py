@@ -121,7 +121,8 @@ class Service:
 
     def _hello_again(self, session: Session, hello: pb.Hello) -> None:
         """Take a Hello in mid-stream: the inventory has changed, who speaks has not."""
-        if (hello.node, hello.boot_id, ROLES.get(hello.role)) != (session.node, session.boot_id, session.role):
+        speaker = (hello.node, hello.boot_id, ROLES.get(hello.role))
+        if speaker != (session.node, session.boot_id, session.role):
             detail = f"hello.node: expected {session.node} and its boot for the whole stream"
             raise StreamRejectedError(grpc.StatusCode.PERMISSION_DENIED, "wrong_name", detail)
         check_hello(hello)
