@@ -32,11 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = config_file.load(options.config, options.set)
         node = node_name(config.node, config.tls)
-        config = config_file.settle(config, node)
         if options.check_config:
             sys.stdout.write(settings.effective(config))
             return 0
-        return _serve(config, node, options.config, options.set)
+        return _serve(config_file.settle(config, node), node, options.config, options.set)
     except ConfigError as error:
         return _refuse(str(error))
 
@@ -59,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(config: AgentConfig, node: str, path: Path | None, overrides: list[str]) -> int:
     log.configure(config.log_level)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is loaded: its own lines are no logfmt
     from gpuvigil_agent.spool_open import SpoolError  # noqa: PLC0415 - after the config check
 
     if not config.tls.enabled:

@@ -135,8 +135,9 @@ class Replay:
     async def _send(self, wait_durable: bool) -> None:
         for number in (EVENTS, METRICS):
             await self._send_class(number)
-        for gap in self.session.untold(self.boot_id) if wait_durable else []:
-            await self._send_row(carrier(gap), [gap])
+        while wait_durable and (gaps := self.session.untold(self.boot_id)):
+            sequence = self.spool.last(self.boot_id, METRICS) + 1
+            await self.session.write(self._call, request(carrier(self.boot_id, sequence), gaps))
         await self._until(lambda: not self._in_flight)
         if wait_durable:
             await self._until(lambda: self.boot_id not in self.spool.waiting_boots())

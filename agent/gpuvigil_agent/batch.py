@@ -89,7 +89,7 @@ class BatchBuilder:
             self.overflow += len(new) - max(0, room)
             new = new[: max(0, room)]
         if new:
-            self._change()
+            self._change(group)
             for key in new:
                 group.columns.setdefault(key, len(group.columns))
             group.seen_s += [at_s] * (len(group.columns) - len(group.seen_s))
@@ -105,11 +105,13 @@ class BatchBuilder:
         for group in self._groups.values():
             limit = now_s - max(FORGET_S, 3 * group.period_s)
             if any(seen < limit for seen in group.seen_s):
-                self._change()
+                self._change(group)
                 group.forget(limit)
 
-    def _change(self) -> None:
-        self._seal()
+    def _change(self, group: Group) -> None:
+        """Begin a new version. Rows that wait with the group's old columns must go first, others need not."""
+        if group.ticks:
+            self._seal()
         if self._dictionary is not None or self.version == 0:
             self.version += 1
             self._dictionary = None

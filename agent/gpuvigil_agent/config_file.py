@@ -103,7 +103,9 @@ def changed_keys(old: AgentConfig, new: AgentConfig) -> list[str]:
 
 def merge_live(old: AgentConfig, new: AgentConfig) -> tuple[AgentConfig, list[str], list[str]]:
     """Return the config to run with from now on, the keys applied, and those that need a restart."""
-    changed = changed_keys(old, new)
+    start_ns = new.simulate.start_ns or old.simulate.start_ns
+    simulate = msgspec.structs.replace(new.simulate, start_ns=start_ns)
+    changed = changed_keys(old, msgspec.structs.replace(new, node=new.node or old.node, simulate=simulate))
     applied = [key for key in changed if key.partition(".")[0] in LIVE_KEYS and key != "host.kernel_log"]
     waiting = [key for key in changed if key not in applied]
     merged = msgspec.structs.replace(

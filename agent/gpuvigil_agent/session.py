@@ -42,7 +42,7 @@ class Session:
 
     def __init__(self, stream: Stream, channel: grpc.aio.Channel, *, cautious: bool) -> None:
         self.stream, self.spool = stream, stream.spool
-        self.stub = stream_pb2_grpc.TelemetryServiceStub(channel)
+        self.stub = stream_pb2_grpc.TelemetryServiceStub(channel)  # type: ignore[no-untyped-call]
         self.boot_id = self.spool.memory.boot_id
         self.live = False
         self.cautious = cautious
@@ -77,7 +77,8 @@ class Session:
         """Say who we are."""
         return pb.Hello(
             schema_version=SCHEMA_VERSION, node=self.stream.node, boot_id=boot_id, role=role,
-            agent_version=AGENT_VERSION, inventory=self.stream.inventory(), dictionary=dictionary, sent_ns=time.time_ns(),
+            agent_version=AGENT_VERSION, inventory=self.stream.inventory(), dictionary=dictionary,
+            sent_ns=time.time_ns(),
         )  # fmt: skip
 
     # --- the connection
@@ -210,7 +211,7 @@ class Session:
                 raise SessionEndedError(f"no ack within {ACK_TIMEOUT_S:g} s")
 
 
-async def _status_of(call: Call) -> Exception:
+async def _status_of(call: Call) -> grpc.aio.AioRpcError | SessionEndedError:
     """Return why a stream ended."""
     code, details = await asyncio.wait_for(call.code(), WRITE_TIMEOUT_S), await call.details()
     if code is grpc.StatusCode.OK:

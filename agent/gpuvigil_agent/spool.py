@@ -86,9 +86,15 @@ class Spool:
         """Return the boots that have rows or gaps, oldest first."""
         return list(dict.fromkeys([*(boot for boot, _ in list(self.writer.extent)), *self.memory.boots()]))
 
+    def last(self, boot_id: str, number: int) -> int:
+        """Return the highest sequence of a boot that the file or a gap here knows of; 0 for none."""
+        known = [gap.last for gap in self.memory.gaps(boot_id) if gap.number == number]
+        return max(*known, self.writer.extent.get((boot_id, number), (0, 0))[1], 0)
+
     async def read(self, boot_id: str, number: int, after: int, limit: int) -> list[Row]:
         """Return up to `limit` rows above `after`, from the file, else from memory. Raises TimeoutError."""
-        rows = await self._ask(lambda store: self.writer.sound(store, boot_id, number, after, limit), [])
+        none: list[Row] = []
+        rows = await self._ask(lambda store: self.writer.sound(store, boot_id, number, after, limit), none)
         return rows or self.memory.rows_after(boot_id, number, after, limit)
 
     async def dictionary(self, boot_id: str, version: int) -> bytes | None:

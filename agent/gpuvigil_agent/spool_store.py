@@ -155,7 +155,8 @@ class Store:
         self._db.execute(
             "DELETE FROM gaps WHERE boot_id=? AND class=? AND last<=?", (boot_id, number, durable)
         )
-        return self._db.execute("DELETE FROM rows WHERE key>? AND key<=?", (base, base + durable)).rowcount
+        gone = self._db.execute("DELETE FROM rows WHERE key>? AND key<=?", (base, base + durable))
+        return gone.rowcount
 
     def bury(self, boot_id: str, number: int, sequence: int, reason: str) -> bool:
         """Move a refused row to the dead letters; False when it is not here."""
@@ -201,7 +202,8 @@ class Store:
     def read(self, boot_id: str, number: int, after: int, limit: int) -> tuple[list[Row], list[Row]]:
         """Return up to `limit` rows above `after`: the sound ones, and the corrupt ones."""
         base = self._base(boot_id, number)
-        sound, corrupt = [], []
+        sound: list[Row] = []
+        corrupt: list[Row] = []
         for key, version, samples, crc, payload in self._db.execute(
             "SELECT * FROM rows WHERE key>? AND key<? ORDER BY key LIMIT ?",
             (base + after, base + (1 << _SEQUENCE_BITS), limit),

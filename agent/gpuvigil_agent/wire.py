@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from gpuvigil_agent.event import AgentEvent
-from gpuvigil_agent.ledger import EVENTS, METRICS
+from gpuvigil_agent.ledger import METRICS
 from gpuvigil_agent.spool_store import Gap, Row
 from gpuvigil_protos.entity import NODE, is_valid_entity
 from gpuvigil_protos.v1 import stream_pb2 as pb
@@ -57,13 +57,8 @@ def request(row: Row, gaps: list[Gap]) -> pb.StreamRequest:
     return found
 
 
-def carrier(gap: Gap) -> Row:
-    """Make an empty message behind a gap of a generation that is over, so that the gap can be told."""
-    sequence = gap.last + 1
-    if gap.number == EVENTS:
-        text = f"events {gap.first} to {gap.last} of an earlier run are lost: {gap.reason}"
-        told = AgentEvent(time_ns=time.time_ns(), kind="agent", origin="agent", entity=NODE, text=text)
-        return Row(gap.boot_id, EVENTS, sequence, 0, 0, event_message(told, sequence).SerializeToString())
+def carrier(boot_id: str, sequence: int) -> Row:
+    """Make an empty batch of a generation that is over, so that gaps can be told without a row."""
     batch = pb.Batch(sequence=sequence)
     setattr(batch, "class", METRICS)
-    return Row(gap.boot_id, METRICS, sequence, 0, 0, batch.SerializeToString())
+    return Row(boot_id, METRICS, sequence, 0, 0, batch.SerializeToString())

@@ -101,7 +101,7 @@ class Intake:
     def _batch(self, session: Session, batch: pb.Batch, size: int) -> None:
         sequence = batch.sequence
         try:
-            self._take_gaps(session, batch.gaps)  # also with a duplicate: the agent tells new gaps on old rows
+            self._take_gaps(session, batch.gaps)  # a duplicate may carry new gaps
             if self._is_known(session, "metrics", sequence):
                 return
             now_ns = time.time_ns() - session.clock.offset_ns
