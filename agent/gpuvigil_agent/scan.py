@@ -38,14 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
         config = _config(options)
-        config = msgspec.structs.replace(config, node=node_name(config.node, settings.Tls()))
+        with tempfile.TemporaryDirectory(prefix="gpuvigil-scan-") as folder:
+            facts = asyncio.run(_scan(_with_own_state(config, Path(folder))))
     except settings.ConfigError as error:
         sys.stderr.write(f"gpuvigil scan: {error}\n")
         return UNKNOWN
     except SystemExit as leaving:  # argparse: 0 after --help, 2 for a wrong option, which here means critical
         return UNKNOWN if leaving.code else 0
-    with tempfile.TemporaryDirectory(prefix="gpuvigil-scan-") as folder:
-        facts = asyncio.run(_scan(_with_own_state(config, Path(folder))))
     findings = judge(facts)
     state, code = state_of(findings, facts.checked)
     report = scan_report.as_json(config.node, state, findings, facts)
@@ -71,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(options: argparse.Namespace) -> AgentConfig:
     config = settings.load(options.config, AgentConfig) if options.config else AgentConfig()
+    config = msgspec.structs.replace(config, node=node_name(config.node, settings.Tls()))
     if options.simulate:
         config = msgspec.structs.replace(config, gpu=msgspec.structs.replace(config.gpu, source="simulated"))
     if config.simulate.start_ns:

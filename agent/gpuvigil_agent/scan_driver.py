@@ -80,7 +80,11 @@ def _judge_session(client: DriverClient, facts: Facts, on_pci: int | None, secon
 def _hanging(client: DriverClient) -> list[tuple[str, str]]:
     """Return target and evidence of each call that has hung for longer than any healthy one takes."""
     return [
-        (stuck.entity, f"{stuck.call} (GPU index {stuck.index}) has not returned for {stuck.seconds:.1f} s")
+        (
+            stuck.entity,
+            f"{stuck.call}{f' of GPU index {stuck.index}' if stuck.index >= 0 else ''} "
+            f"has not returned for {stuck.seconds:.1f} s",
+        )
         for stuck in client.hanging
         if stuck.seconds >= _HUNG_S
     ]

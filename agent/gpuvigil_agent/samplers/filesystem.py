@@ -53,8 +53,7 @@ class Filesystems:
             raise SourceAbsentError(f"/proc/self/mountinfo: {error.strerror}") from None
         mounts = local_mounts(text, self._only)
         uses = self._ask([mount.point for mount in mounts])
-        for mount in mounts:
-            name = entity.filesystem(mount.point)
+        for name, mount in {entity.filesystem(mount.point): mount for mount in mounts}.items():
             yield Sample(catalog.FILESYSTEM_READONLY, name, float(mount.readonly))
             use = uses.get(mount.point)
             if use is not None and use.size_bytes > 0:
