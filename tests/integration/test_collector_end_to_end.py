@@ -111,15 +111,3 @@ def test_a_second_collector_on_the_same_port_says_so_in_one_line(tmp_path, ports
             assert process.wait(40) == 2
         said = (third / "collector.log").read_text()
         assert "ingest.address" in said and "Traceback" not in said
-
-
-def test_a_hung_brain_is_not_fed_to_the_watchdog_and_not_alive(tmp_path, ports):
-    """The watchdog's datagrams stop when ticks stop: the process is stopped as a whole, then let go on."""
-    grpc, web, *_ = ports
-    with stack.collector(tmp_path, grpc, web) as process:
-        stack.wait_for(lambda: health(web), 20, "the collector's API")
-        before = health(web)["now_ns"]
-        os.kill(process.pid, signal.SIGSTOP)
-        os.kill(process.pid, signal.SIGCONT)
-        stack.wait_for(lambda: health(web)["now_ns"] > before, 15, "ticks going on")
-        assert json.loads(stack.fetch(f"http://127.0.0.1:{web}/healthz"))["alive"] is True

@@ -142,6 +142,33 @@ def test_what_notifies_nobody_opens_nothing_and_serves_as_evidence():
     assert {found.fault_class for found in incident.findings} == {"ecc_uncorrectable", "xid_application"}
 
 
+def test_a_link_that_went_down_long_before_is_no_symptom_of_the_gpu_lost_later():
+    life = Life()
+    down = finding("nvlink_down", gpu("n1", 2))
+    life.hold(0, 20, down)
+    life.hold(20, 25, down, finding("gpu_lost", gpu("n1", 1), at=20))
+    assert sorted(life.open) == [("gpu_lost", gpu("n1", 1)), ("nvlink_down", gpu("n1", 2))]
+
+
+def test_the_switch_speaks_of_the_node_and_the_gpu_of_the_link():
+    life = Life()
+    switch = finding("nvlink_errors", "n1/node", rule="sxid_20001", origin="kernel_log")
+    life.hold(0, 6, switch)
+    life.hold(6, 9, switch, finding("nvlink_errors", gpu("n1", 0), at=3))
+    assert life.open == [("nvlink_errors", gpu("n1", 0))]
+
+
+def test_the_cause_keeps_its_sentence_when_graver_words_about_it_follow():
+    life = Life()
+    first = finding("ecc_uncorrectable", gpu("n1"), at=5, sentence="Xid 48: 1 error")
+    life.tick(5, first)
+    driver = finding(
+        "ecc_uncorrectable", gpu("n1"), at=1, rule="recovery", sentence="the driver wants a reset"
+    )
+    life.tick(6, replace(first, sentence="Xid 48: 2 errors"), driver)
+    assert [one.cause for one in life.tracker.open.values()] == ["Xid 48: 2 errors"]
+
+
 def test_severity_only_rises_and_its_rise_is_journalled():
     life = Life()
     life.tick(0, finding("disk_full", "n1/filesystem:/", severity="warning"))

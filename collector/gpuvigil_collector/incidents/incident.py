@@ -113,14 +113,17 @@ def _gpus_at_stake(scope: str, target: str, topology: Topology) -> int:
 
 
 def with_claim(incident: Incident, claim: Claim, now_ns: int, findings_max: int) -> Incident:
-    """Take a claim in: newest findings replace their own older ones, the severity only rises."""
+    """Take a claim in: newest findings replace their own older ones, the severity only rises.
+
+    The cause's sentence stays that of the finding which said it first, with its newest numbers.
+    """
     notify = [finding.severity for finding in claim.findings if finding.notify]
     new_member = bool(notify) and claim.key not in incident.members and len(incident.members) < MEMBERS_MAX
     findings, dropped = _merged(incident, claim, findings_max)
-    leads = claim.key == incident.lead.key
+    leads = incident.role(findings[0]) == "cause"
     return replace(
         incident,
-        cause=claim.findings[0].sentence if leads else incident.cause,
+        cause=findings[0].sentence if leads else incident.cause,
         findings=findings,
         findings_dropped=incident.findings_dropped + (dropped if new_member else 0),
         members=incident.members | {claim.key} if new_member else incident.members,

@@ -21,6 +21,7 @@ Key = tuple[str, str]
 
 FLEET: Final = "fleet"
 _ANY = "*"
+_BEFORE_NS: Final = 10_000_000_000  # a symptom may be seen this much before its cause, not more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One row: `cause` explains `symptoms` within reach; within_ns applies to node and fleet alone.
+    """One row: `cause` explains `symptoms` within reach; within_ns (from the cause's start, and a little
+    before it) applies to node and fleet alone.
 
     statistics: also every statistical finding. lead_is_node, claim_is_node: only where that one is about the
     node itself.
@@ -138,7 +140,7 @@ def _statistical_shadow(lead: Claim, claim: Claim, outranks: bool) -> bool:
 def _within_reach(rule: Rule, lead: Claim, claim: Claim) -> bool:
     if rule.reach == "entity":
         return locality(lead.entity) == locality(claim.entity)
-    if abs(claim.start_ns - lead.start_ns) > rule.within_ns:
+    if not -_BEFORE_NS <= claim.start_ns - lead.start_ns <= rule.within_ns:
         return False
     if rule.reach == FLEET:
         return lead.entity == FLEET

@@ -76,12 +76,17 @@ def _latest(entities: list[str], view: View) -> dict[str, dict[str, float]]:
     wanted: dict[str, dict[str, float]] = {entity: {} for entity in entities}
     if view.snapshot is None:
         return wanted
+    rows_of: dict[int, list[int]] = {}  # metrics of one group share their tuple of entities
     for metric in _GPU_METRICS:
         latest = view.snapshot.latest(metric)
+        rows = rows_of.get(id(latest.entities))
+        if rows is None:
+            rows = [row for row, entity in enumerate(latest.entities) if entity in wanted]
+            rows_of[id(latest.entities)] = rows
         fresh = np.isfinite(latest.values) & (latest.age_s <= _AGE_MAX_S)
-        for row, entity in enumerate(latest.entities):
-            if entity in wanted and fresh[row]:
-                wanted[entity][metric] = float(latest.values[row])
+        for row in rows:
+            if fresh[row]:
+                wanted[latest.entities[row]][metric] = float(latest.values[row])
     return wanted
 
 
