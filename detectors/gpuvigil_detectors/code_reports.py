@@ -49,7 +49,7 @@ class CodeReports:
         self._table, self._label = table, label
         self._rows = table.by_code()
         self._known: dict[tuple[str, int], Report] = {}
-        self._applications: dict[str, deque[tuple[int, str]]] = {}
+        self._applications: dict[str, dict[str, deque[int]]] = {}  # node -> GPU -> its bursts
         self.dropped = 0
 
     def row(self, code: int) -> CodeRow:
@@ -72,8 +72,10 @@ class CodeReports:
             self._known[entity, event.code] = report
         self._add(report, event, time_ns)
         if row.fault_class == "xid_application":
-            log = self._applications.setdefault(event.node, deque(maxlen=_REMEMBERED * 4))
-            log.append((time_ns, entity))
+            of_node = self._applications.setdefault(event.node, {})
+            if entity in of_node or len(of_node) < _REMEMBERED:
+                bursts = of_node.setdefault(entity, deque(maxlen=_REMEMBERED))
+                _burst(bursts, time_ns, self._table.default.burst_s)
 
     def clear(self, entity: str, before_ns: int) -> None:
         """A GPU came back after a reset, or its node booted (`entity` ends in `/`): only sticky ones stay."""
@@ -191,8 +193,11 @@ class CodeReports:
 
     def _alone(self, report: Report, start_ns: int) -> bool:
         reach = self._table.default.burst_s * _SECOND
-        log = self._applications.get(report.node, ())
-        return not any(entity != report.entity and abs(time - start_ns) <= reach for time, entity in log)
+        others = (b for e, b in self._applications.get(report.node, {}).items() if e != report.entity)
+        pairs = (
+            pair for bursts in others for pair in zip(list(bursts)[::2], list(bursts)[1::2], strict=True)
+        )
+        return not any(start - reach <= start_ns <= last + reach for start, last in pairs)
 
     def _evict(self) -> None:
         """Forget the report that was quiet longest; a flood of made-up numbers must not fill the memory."""

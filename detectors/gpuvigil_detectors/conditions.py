@@ -225,7 +225,7 @@ def _below_own(test: Test, reading: Reading, limit: Array, _: Snapshot) -> Judge
 def _learn_own(test: Test, reading: Reading, learn: NDArray[np.bool_], weight_min: float) -> None:
     """Move mean and mean deviation of the rows in `learn`: equal weights at first, then a slow average."""
     own, spread, count = test.state["own"], test.state["spread"], test.state["readings"]
-    weight = np.maximum(weight_min, 1.0 / (count + 1.0))
+    weight = np.where(count >= _OWN_READINGS_MIN, weight_min, 1.0 / (count + 1.0))
     step = np.where(np.isnan(own), 0.0, reading.values - own)
     own[learn] = np.where(np.isnan(own), reading.values, own + weight * step)[learn]
     spread[learn] += (weight * (np.abs(step) - spread))[learn]

@@ -225,7 +225,7 @@ class Population:
     def _learn_late(
         self, pool: Pool, name: str, rows: NDArray[np.int64], healthy: NDArray[np.bool_], scores: Array
     ) -> None:
-        """Add the row's score of its last turn if nothing has come of it since; keep this one for the next."""
+        """Add each row's score of its last turn, unless something came of it; keep this one for the next."""
         waiting = self._pending[name]
         pool.add(waiting[rows][healthy])
         waiting[rows] = scores

@@ -26,8 +26,12 @@ class FakeSnapshot:
         series = self.history.get(metric, {})
         newest = [points[-1] if points else (0, np.nan) for points in series.values()]
         ages = [(self.now_ns - time) / SECOND if time else np.inf for time, _ in newest]
-        return Latest(metric=metric, entities=tuple(series), age_s=np.array(ages, dtype=np.float32),
-                      values=np.array([value for _, value in newest], dtype=np.float32))
+        return Latest(
+            metric=metric,
+            entities=tuple(series),
+            age_s=np.array(ages, dtype=np.float32),
+            values=_float32([value for _, value in newest]),
+        )
 
     def window(self, metric: str, seconds: int) -> Window:
         series = self.history.get(metric, {})
@@ -39,8 +43,13 @@ class FakeSnapshot:
                 if 0 <= column < seconds:
                     values[0, row, column] = value
         times = (np.arange(last - seconds + 1, last + 1) * SECOND).astype(np.int64)
-        return Window(metrics=(metric,), entities=tuple(series), time_ns=times, values=values,
-                      learnable=np.ones((len(series), seconds), dtype=bool))
+        return Window(
+            metrics=(metric,),
+            entities=tuple(series),
+            time_ns=times,
+            values=values,
+            learnable=np.ones((len(series), seconds), dtype=bool),
+        )
 
 
 class Fleet:
@@ -55,11 +64,23 @@ class Fleet:
         self.nodes: dict[str, NodeFact] = {}
 
     def node(self, node: str, gpus: int = 0, **changes: object) -> NodeFact:
-        facts = tuple(GpuFact(uuid=f"GPU-{node}-{i}", index=i, model="H100", pci_bus_id="", seen=True)
-                      for i in range(gpus))
-        base = NodeFact(node=node, boot_id="b1", connected=True, first_seen_ns=self.now_ns,
-                        last_seen_ns=self.now_ns, clock_offset_ns=0, agent_version="0", gpu_source="simulated",
-                        note="", driver_version="1", gpus=facts)
+        facts = tuple(
+            GpuFact(uuid=f"GPU-{node}-{i}", index=i, model="H100", pci_bus_id="", seen=True)
+            for i in range(gpus)
+        )
+        base = NodeFact(
+            node=node,
+            boot_id="b1",
+            connected=True,
+            first_seen_ns=self.now_ns,
+            last_seen_ns=self.now_ns,
+            clock_offset_ns=0,
+            agent_version="0",
+            gpu_source="simulated",
+            note="",
+            driver_version="1",
+            gpus=facts,
+        )
         self.nodes[node] = replace(self.nodes.get(node, base), **changes)
         return self.nodes[node]
 
@@ -71,8 +92,11 @@ class Fleet:
 
     def stop(self, entity: str, metric: str | None = None) -> None:
         """Stop sending: one metric of an entity, or everything whose name starts with `entity`."""
-        self._values = {key: value for key, value in self._values.items()
-                        if not (key[1].startswith(entity) and metric in (None, key[0]))}
+        self._values = {
+            key: value
+            for key, value in self._values.items()
+            if not (key[1].startswith(entity) and metric in (None, key[0]))
+        }
 
     def event(self, node: str, kind: str, entity: str = "node", **fields: object) -> FactEvent:
         given = {"time_ns": self.now_ns, "origin": "driver", **fields}
@@ -93,9 +117,16 @@ class Fleet:
 
     def snapshot(self) -> FakeSnapshot:
         events, self._events = tuple(self._events), []
-        history = {metric: {entity: deque(points) for entity, points in series.items()}
-                   for metric, series in self._history.items()}
+        history = {
+            metric: {entity: deque(points) for entity, points in series.items()}
+            for metric, series in self._history.items()
+        }
         return FakeSnapshot(now_ns=self.now_ns, events=events, nodes=dict(self.nodes), history=history)
+
+
+def _float32(values: list[float]) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.array(values, dtype=np.float32)
 
 
 def run(detector, fleet: Fleet, seconds: int):
