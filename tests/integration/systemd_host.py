@@ -63,7 +63,10 @@ class SystemdHost:
 def _wrapper(module: str) -> str:
     path = ":".join(["/opt/gpuvigil/site", *(f"/opt/gpuvigil/src/{name}" for name in SOURCES)])
     python = f"/opt/gpuvigil/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
-    return f'#!/bin/sh\nPYTHONPATH={path} PYTHONDONTWRITEBYTECODE=1 exec {python} -m {module} "$@"\n'
+    # the interpreter's own libpython, not another one of the same name that the host may have
+    library = "LD_LIBRARY_PATH=/opt/gpuvigil/python/lib"
+    words = f'{library} PYTHONPATH={path} PYTHONDONTWRITEBYTECODE=1 exec {python} -m {module} "$@"'
+    return f"#!/bin/sh\n{words}\n"
 
 
 def _furnish(root: Path, units: list[str], configs: dict[str, str]) -> None:

@@ -51,7 +51,7 @@ def test_unit_becomes_ready_and_says_what_it_does(host: SystemdHost, unit: str) 
 
 def test_agent_streams_to_the_collector(host: SystemdHost) -> None:
     """The two units reach each other over loopback inside their sandboxes."""
-    done = host.run("/opt/gpuvigil/python/bin/python3", "-c", WAIT_FOR_NODE, timeout_s=60)
+    done = host.run("/usr/bin/python3", "-c", WAIT_FOR_NODE, timeout_s=60)
     assert done.returncode == 0, host.journal(AGENT) + host.journal(COLLECTOR)
 
 
