@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Gpu(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
 
     source: Literal["auto", "nvml", "simulated", "none"] = "auto"
     call_deadline: Seconds = Seconds(5)
-    calls_per_second_max: int = 2000
+    calls_per_second_max: Annotated[int, msgspec.Meta(ge=10)] = 2000
 
 
 class Host(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -100,10 +101,13 @@ class DriverChild(asyncio.Protocol):
 
 def _exec(fd: int) -> subprocess.Popen[bytes]:
     """Start the interpreter anew; -P keeps the current folder out of the import path."""
+    installed = {*site.getsitepackages(), site.getusersitepackages()}  # found anyway, and not before stdlib
     roots = {
         str(Path(package.__file__ or "").parents[1]): None for package in (gpuvigil_agent, gpuvigil_protos)
     }
-    path = os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [*(root for root in roots if root not in installed), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     command = [sys.executable, "-P", "-m", "gpuvigil_agent.driver_process"]
     return subprocess.Popen(
         [*command, "--fd", str(fd), "--parent", str(os.getpid())],

@@ -71,12 +71,12 @@ class DriverClient:
         """Return where the driver stands, for status and metrics."""
         if self._config.source == "none":
             return "off"
+        if self._child is not None and (self._missed >= TRIES or self._report.stuck):
+            return "stuck"
         if self._absent:
             return "absent"
         if self._child is None:
             return "restarting"
-        if self._missed >= TRIES or self._report.stuck:
-            return "stuck"
         return "running" if self._settled else "starting"
 
     @property
@@ -261,6 +261,7 @@ class DriverClient:
         """Take the probe's process, which sees a GPU that ours does not."""
         if self._child is not None:
             self._child.send(frames.Stop())
+            self._abandoned[self._child] = []
         self._forget_child()
         self._child, self._heard_at = child, time.monotonic()
         child.hand_over(self._on_frame, self._on_end)

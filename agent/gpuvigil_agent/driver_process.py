@@ -119,7 +119,8 @@ def _crash(details: threading.ExceptHookArgs) -> None:
 def main(arguments: list[str]) -> None:
     """Serve the socket `--fd N` of the agent `--parent PID`."""
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent says when to stop, not the terminal
+    for number in (signal.SIGINT, signal.SIGTERM):  # the agent says when to stop; they reach its whole group
+        signal.signal(number, signal.SIG_IGN)
     threading.excepthook = _crash
     _die_with(int(options["--parent"]))
     link = socket.socket(fileno=int(options["--fd"]))

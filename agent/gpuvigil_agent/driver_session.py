@@ -12,7 +12,7 @@ from typing import Final
 
 from gpuvigil_agent import driver_frames as frames
 from gpuvigil_agent.driver_budget import Budget
-from gpuvigil_agent.driver_errors import DriverAbsent, DriverError, GpuLost
+from gpuvigil_agent.driver_errors import DriverAbsent, DriverError, GpuLost, OverBudget
 from gpuvigil_agent.driver_events import XidWatch
 from gpuvigil_agent.driver_slot import Slot
 from gpuvigil_agent.driver_worker import Outbox, Worker
@@ -22,6 +22,7 @@ from gpuvigil_protos import entity
 RESCAN_S: Final = 5.0
 _SLOW_CALL_S: Final = 1.0
 _GPUS_MAX: Final = 64
+_OUTBOX_MAX: Final = 4096
 
 
 class Session:
@@ -39,6 +40,7 @@ class Session:
         self._inventory_sent: frames.Inventory | None = None
         self._event_calls = Calls(budget)
         self._xids: XidWatch | None = None
+        self._xids_dropped = 0
         self._driver = Worker("driver", Calls(budget), outbox)
         self._driver.offer(self._start_library, self._started)
 
@@ -117,7 +119,10 @@ class Session:
         self._rescan_at = time.monotonic() + RESCAN_S
 
     def _on_xid(self, time_ns: int, uuid: str, code: int) -> None:
-        """From the event thread: hand over at once."""
+        """From the event thread: hand over at once; a flood beyond the bound is dropped and counted."""
+        if len(self._outbox) >= _OUTBOX_MAX:
+            self._xids_dropped += 1
+            return
         happened = frames.Happened(time_ns, "xid", uuid, code=code)
         self._outbox.put(lambda: self._frames.append(happened))
 
@@ -144,6 +149,9 @@ class Session:
                 self._opening.add(index)
 
     def _opened(self, slot: Slot, result: Device | DriverError) -> None:
+        if isinstance(result, OverBudget):  # nothing is known of it yet: soon once more
+            self._rescan_at = min(self._rescan_at, time.monotonic() + 1)
+            return
         self._opening.discard(slot.index)
         if isinstance(result, DriverAbsent):
             self.end(str(result))
@@ -170,7 +178,10 @@ class Session:
         return stuck
 
     def _counters(self) -> dict[str, int]:
-        totals = {"calls": self._driver.calls.count + self._event_calls.count}
+        totals = {
+            "calls": self._driver.calls.count + self._event_calls.count,
+            "xids_dropped": self._xids_dropped,
+        }
         for slot in self._slots.values():
             totals["calls"] += slot.worker.calls.count
             for name, value in slot.counters.items():

@@ -101,8 +101,8 @@ class Slot:
         if device is None:
             return
         if self.verify:
-            self.verify = False
             _verify(device)
+            self.verify = False
         began = device.calls.seconds
         for sampler in self._samplers:
             if sampler.period_s <= 1:

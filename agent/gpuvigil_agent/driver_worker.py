@@ -27,6 +27,9 @@ class Outbox:
         self._results: deque[Callable[[], None]] = deque()
         self.wake_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
+    def __len__(self) -> int:
+        return len(self._results)
+
     def put(self, deliver: Callable[[], None]) -> None:
         """Have `deliver` run on the coordinator's thread."""
         self._results.append(deliver)

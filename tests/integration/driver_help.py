@@ -69,7 +69,13 @@ class Driven:
 
 @asynccontextmanager
 async def driven(
-    tmp_path: Path, faults: str = "", *, gpus: int = 3, deadline_s: float = 1.0, source: str = "simulated"
+    tmp_path: Path,
+    faults: str = "",
+    *,
+    gpus: int = 3,
+    deadline_s: float = 1.0,
+    source: str = "simulated",
+    calls_per_second: int = 2000,
 ) -> AsyncIterator[Driven]:
     """Run a client; `faults` are [[fault]] tables without node, counted from now."""
     scenario = tmp_path / "scenario.toml"
@@ -77,7 +83,7 @@ async def driven(
     config = AgentConfig(
         node=NODE,
         state_directory=str(tmp_path),
-        gpu=Gpu(source=source, call_deadline=Seconds(deadline_s)),  # type: ignore[arg-type]
+        gpu=Gpu(source=source, call_deadline=Seconds(deadline_s), calls_per_second_max=calls_per_second),  # type: ignore[arg-type]
         simulate=Simulate(gpus=gpus, scenario=str(scenario), start_ns=time.time_ns()),
     )
     found = Driven(config)

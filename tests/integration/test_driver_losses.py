@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from integration.driver_help import NODE, child_pid, driven
 
-from gpuvigil_agent import driver_client
+from gpuvigil_agent import driver_client, driver_probe
 
 
 @pytest.mark.parametrize("kind", ["gpu_lost_silent", "gpu_lost_xid79"])
@@ -34,6 +34,47 @@ async def test_a_lost_gpu_ceases_at_once_and_returns_by_its_uuid(tmp_path: Path,
         assert found.told("gpu_returned")[0].entity == lost
         assert len(found.told("gpu_lost")) == 1
         assert found.value("node_gpus_seen", "node") == 3
+
+
+async def test_a_probe_finds_a_returned_gpu_and_costs_the_others_no_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_probe, "FIRST_S", 0.2)
+    monkeypatch.setattr(driver_probe, "LATER_S", 0.2)
+    fault = '[[fault]]\nkind = "gpu_lost_xid79"\ngpu = 0\nat = "3s"\nduration = "6s"\n'
+    async with driven(tmp_path, fault) as found:
+        await found.settled()
+        pid, others = child_pid(found), {found.entity(1), found.entity(2)}
+        await found.until(lambda: found.told("gpu_lost"), 15, "gpu_lost")
+        while not found.told("gpu_returned"):
+            await found.tick()
+            assert others <= found.reading_gpus()
+            assert len(found.tick_seconds) < 200
+        assert child_pid(found) != pid, "the process in use looks only every 5 s: the probe was faster"
+        await found.settled()
+        await found.until(lambda: not Path(f"/proc/{pid}").exists(), 10, "the end of the old process")
+        assert found.told("driver_crashed") == []
+
+
+async def test_the_bound_on_calls_holds_and_loses_no_gpu(tmp_path: Path) -> None:
+    async with driven(tmp_path, calls_per_second=20) as found:
+        await found.until(lambda: len(found.client.gpus) == 3, 30, "three GPUs")
+        calls, began = found.client.counters["calls"], time.monotonic()
+        await found.until(lambda: found.client.counters["over_budget"] > 3, 20, "refused calls")
+        made = found.client.counters["calls"] - calls
+        assert made <= 20 * (time.monotonic() - began) + 20 + 20  # a full bucket, and one tick's delay
+        assert found.events == []
+
+
+async def test_signals_to_the_whole_group_end_no_driver_process(tmp_path: Path) -> None:
+    async with driven(tmp_path) as found:
+        await found.settled()
+        os.kill(child_pid(found), signal.SIGTERM)
+        os.kill(child_pid(found), signal.SIGINT)
+        for _ in range(4):
+            await found.tick()
+            assert len(found.reading_gpus()) == 3
+        assert found.events == []
 
 
 async def test_nothing_of_a_lost_gpu_comes_after_its_loss(tmp_path: Path) -> None:
