@@ -82,6 +82,9 @@ def test_no_code_from_data(path: Path) -> None:
             k for k in call.keywords if k.arg == "shell" and getattr(k.value, "value", None) is not False
         ]
         assert not shell, f"{name} with shell="
+        if name == "np.load":
+            given = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
+            assert given.get("allow_pickle") is False, "np.load says allow_pickle=False in so many words"
     assert not [n.lineno for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None]
 
 
