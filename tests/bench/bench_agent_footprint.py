@@ -1,8 +1,9 @@
 """What the agent costs its node: CPU, memory, driver calls and bytes, beside two well-known exporters.
 
 One run, all at 1 Hz on the same host: our agent (8 simulated H100s and the real host) streaming to a real
-collector and scraped, prometheus-node-exporter scraped, nvitop-exporter over the same simulated driver
-scraped. The simulated driver's own CPU is measured inside the driver process and shown apart.
+collector, prometheus-node-exporter scraped, nvitop-exporter over the same simulated driver scraped; then a
+while with the agent's own endpoint scraped at 1 Hz as well, which its stream makes needless. The simulated
+driver's own CPU is measured inside the driver process and shown apart.
 usage: bench_agent_footprint.py [--quick] [--seconds 300]
 """
 
@@ -21,6 +22,7 @@ import harness
 
 WARM_UP_SECONDS = 20
 WINDOWS = 10
+SCRAPED_SHARE = 4  # the second phase lasts this part of the first
 CPU_MAX_PERCENT = 1.5
 PSS_MAX_MIB = 64
 
@@ -82,17 +84,15 @@ def scrape(subjects: list[Subject]) -> None:
         subject.body_bytes = len(subject.after)
 
 
-def run(lab: harness.Lab, subjects: list[Subject], seconds: float) -> None:
-    """Scrape all at 1 Hz; note CPU of every window, and memory at its end."""
-    for subject in subjects:
-        harness.wait_for(lambda s=subject: harness.get_text(s.url) is not None, 60, subject.name, lab)
-    _scrape_for(subjects, WARM_UP_SECONDS)
+def run(lab: harness.Lab, subjects: list[Subject], scraped: list[Subject], seconds: float) -> None:
+    """Scrape some at 1 Hz; note CPU of every window, and memory at its end, of all."""
+    scrape(subjects)
     for subject in subjects:
         subject.before = subject.after
     for _ in range(WINDOWS):
         began = {s.name: harness.cpu_seconds(harness.tree(s.pid)) for s in subjects}
         at = time.monotonic()
-        _scrape_for(subjects, seconds / WINDOWS)
+        _scrape_for(scraped, seconds / WINDOWS)
         lab.check()
         for subject in subjects:
             processes = harness.tree(subject.pid)
@@ -101,6 +101,7 @@ def run(lab: harness.Lab, subjects: list[Subject], seconds: float) -> None:
             rss, pss = harness.memory_mib(processes)
             subject.rss.append(rss)
             subject.pss.append(pss)
+    scrape(subjects)
 
 
 def _scrape_for(subjects: list[Subject], seconds: float) -> None:
@@ -120,7 +121,7 @@ def agent_rate(subject: Subject, seconds: float, name: str, what: str) -> float:
 
 def simulation_percent(subject: Subject, lab: harness.Lab, seconds: float) -> float | None:
     """CPU of the simulated driver inside the subject, percent of a core; None where there is none."""
-    if subject.name == "gpuvigil-agent":
+    if subject.name.startswith("gpuvigil-agent"):
         return agent_rate(subject, seconds, "gpuvigil_agent_driver_events_total", "simulation_us") / 1e4
     if subject.name.startswith("nvitop"):
         lab.stop()  # it says so when it ends; this is the last thing that is read
@@ -154,10 +155,16 @@ def main() -> None:
     with harness.Lab() as lab:
         agent = start_agent(lab, harness.start_collector(lab))
         peers, missing = start_peers(lab)
-        subjects = [agent, *peers]
-        run(lab, subjects, seconds)
+        for subject in (agent, *peers):
+            harness.wait_for(lambda s=subject: harness.get_text(s.url) is not None, 60, subject.name, lab)
+        _scrape_for(peers, WARM_UP_SECONDS)
+        run(lab, [agent, *peers], peers, seconds)
+        scraped = Subject("gpuvigil-agent, scraped too", agent.pid, agent.url)
+        run(lab, [scraped], [scraped, *peers], seconds / SCRAPED_SHARE)
         processes = [f"{p.pid}: {' '.join(p.cmdline()[:5])}" for p in harness.tree(agent.pid)]
-        rows = [row(s, simulation_percent(s, lab, seconds)) for s in subjects]
+        rows = [row(agent, simulation_percent(agent, lab, seconds))]
+        rows += [row(scraped, simulation_percent(scraped, lab, seconds / SCRAPED_SHARE))]
+        rows += [row(s, simulation_percent(s, lab, seconds * (1 + 1 / SCRAPED_SHARE))) for s in peers]
     harness.print_table(
         "CPU in % of one core (mean of windows with 95 % bounds), memory in MiB (most of any window)",
         ("program", "CPU in all", "of it the simulated driver", "without it", "PSS", "RSS", "scrape bytes"),

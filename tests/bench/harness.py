@@ -31,7 +31,8 @@ for _root in reversed(SOURCE_ROOTS):  # `python tests/bench/bench_x.py` works wi
 
 def environment() -> dict[str, str]:
     """The environment of every process under test."""
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(SOURCE_ROOTS), "HOME": "/nonexistent"}
+    roots = [*SOURCE_ROOTS, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(roots), "HOME": "/nonexistent"}
 
 
 def free_port() -> int:
