@@ -157,6 +157,20 @@ async def test_without_a_driver_it_is_host_only_and_looks_again(
         assert found.events == []
 
 
+async def test_the_off_switch_starts_nothing(tmp_path: Path) -> None:
+    async with driven(tmp_path, source="none") as found:
+        assert await found.tick() == []
+        assert (found.client.state, found.client.source, found.client.gpus) == ("off", "none", ())
+        assert found.client._child is None
+
+
+async def test_a_scenario_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    async with driven(tmp_path, '[[fault]]\nkind = "driver_hang"\ngpu = 77\nat = "1s"\n') as found:
+        await found.until(lambda: found.client.state == "absent", 15, "absent")
+        assert "expected below 3" in found.client.note
+        assert not found.told("driver_crashed")
+
+
 async def test_the_process_ends_with_its_agent(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, sys\n"

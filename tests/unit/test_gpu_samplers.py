@@ -158,6 +158,13 @@ def test_a_dropped_board_leaves_nothing_of_its_reading() -> None:
     assert found.take(2) == {}
 
 
+def test_a_reading_is_never_given_to_another_tick() -> None:
+    found = slot(Scripted(HEAT))
+    found.read(found.begin(1), 1_000_000_000)
+    assert found.take(2) == {}
+    assert found.take(1)["gpu:GPU-0"]["gpu_temperature_celsius"] == 60.0
+
+
 def test_slow_samplers_read_once_a_period() -> None:
     sampler = Scripted(HEAT)
     sampler.period_s = 10.0  # type: ignore[misc]
