@@ -143,9 +143,9 @@ class Agent:
 
     def apply(self, config: AgentConfig) -> None:
         """Take the live part of a reloaded config."""
-        if (config.collector, config.tls) != (self.config.collector, self.config.tls):
+        if config.collector.flush_interval != self.config.collector.flush_interval:
             self._flush_interval_s = float(config.collector.flush_interval)
-            self.stream.reconnect(config)
+        self.stream.reconnect(config)
         if config.host != self.config.host:
             self.collect.host.replace(sources.host_samplers(config, self.node))
         self.config = config

@@ -66,7 +66,7 @@ class BatchBuilder:
     """Gather ticks, seal them into batches, keep the dictionary."""
 
     def __init__(self) -> None:
-        self.version = 0
+        self.version = 1
         self.overflow = 0
         self._groups: dict[float, Group] = {}
         self._sealed: list[Sealed] = []
@@ -112,14 +112,14 @@ class BatchBuilder:
         """Begin a new version. Rows that wait with the group's old columns must go first, others need not."""
         if group.ticks:
             self._seal()
-        if self._dictionary is not None or self.version == 0:
+        if self._dictionary is not None:
             self.version += 1
             self._dictionary = None
 
     def dictionary(self) -> pb.Dictionary:
         """Return the dictionary of the current version; from here on a change makes a new one."""
         if self._dictionary is None:
-            self._dictionary = pb.Dictionary(version=max(1, self.version))
+            self._dictionary = pb.Dictionary(version=self.version)
             for group in self._groups.values():
                 self._dictionary.groups.append(
                     pb.Group(

@@ -156,7 +156,7 @@ class Store:
             "DELETE FROM gaps WHERE boot_id=? AND class=? AND last<=?", (boot_id, number, durable)
         )
         gone = self._db.execute("DELETE FROM rows WHERE key>? AND key<=?", (base, base + durable))
-        return gone.rowcount
+        return int(gone.rowcount)
 
     def bury(self, boot_id: str, number: int, sequence: int, reason: str) -> bool:
         """Move a refused row to the dead letters; False when it is not here."""

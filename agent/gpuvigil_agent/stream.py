@@ -54,6 +54,7 @@ class Stream:
         self._session: Session | None = None
         self._channel: grpc.aio.Channel | None = None
         self._kick = asyncio.Event()
+        self._marks = channels.fingerprint(config.tls)
         self._attempt = 0
         self._cautious = False
         self._last_word = ""
@@ -74,10 +75,12 @@ class Stream:
             self._session.offer_hello()
 
     def reconnect(self, config: AgentConfig) -> None:
-        """Take new settings: the new channel is made before the old one goes."""
+        """Take new settings or renewed TLS files: the new channel is made before the old one goes."""
+        same = (config.collector, config.tls) == (self.config.collector, self.config.tls)
         self.config = config
-        self._attempt = 0
-        self._kick.set()
+        if not same or channels.fingerprint(config.tls) != self._marks:
+            self._attempt = 0
+            self._kick.set()
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -104,6 +107,7 @@ class Stream:
     async def _connect_and_serve(self) -> None:
         config = self.config
         self.state = "connecting"
+        self._marks = channels.fingerprint(config.tls)
         fresh = channels.open_channel(config)
         try:
             await asyncio.wait_for(fresh.channel_ready(), config.collector.connect_timeout)
@@ -113,9 +117,8 @@ class Stream:
         await self._drop_channel()
         self._channel = fresh
         session = self._session = Session(self, fresh, cautious=self._cautious)
-        marks = channels.fingerprint(config.tls)
         serving = asyncio.ensure_future(session.serve())
-        kicked = asyncio.ensure_future(self._until_kicked(marks))
+        kicked = asyncio.ensure_future(self._until_kicked(self._marks))
         try:
             await asyncio.wait({serving, kicked}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():

@@ -75,9 +75,16 @@ class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
 
     async def Stream(self, requests: AsyncIterator[pb.StreamRequest], context: grpc.aio.ServicerContext):
         hello: pb.Hello | None = None
+        known = pb.Dictionary()
         async for message in requests:
             await self._maybe_abort(message, context)
             kind = message.WhichOneof("message")
+            if kind == "batch":
+                assert_readable(message.batch, known)
+            elif kind == "dictionary":
+                known = message.dictionary
+            elif kind == "hello" and message.hello.HasField("dictionary"):
+                known = message.hello.dictionary
             if kind == "hello":
                 first = hello is None
                 hello = message.hello
@@ -157,6 +164,14 @@ class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
         return marks
 
 
+def assert_readable(batch: pb.Batch, known: pb.Dictionary) -> None:
+    """A batch that the stream's dictionary does not explain ends the stream, and so fails the test."""
+    widths = {group.id: len(group.series) for group in known.groups}
+    assert not batch.blocks or batch.dictionary_version == known.version
+    for block in batch.blocks:
+        assert len(block.values) == 4 * widths[block.group] * len(block.tick_ns)
+
+
 def _content(body: pb.Batch | pb.Event) -> bytes:
     """What must never differ between two deliveries of one sequence."""
     copy = type(body)()
@@ -167,11 +182,14 @@ def _content(body: pb.Batch | pb.Event) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def serving(collector: TestCollector, port: int = 0) -> AsyncIterator[int]:
+async def serving(
+    collector: TestCollector, port: int = 0, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[int]:
     """Serve on loopback; yields the port."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     stream_pb2_grpc.add_TelemetryServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     try:
         yield port

@@ -96,6 +96,15 @@ def test_steady_series_keep_one_version_and_gone_ones_leave() -> None:
     assert len(decoded(sealed)[21, 1.0]) == 1
 
 
+def test_a_dictionary_once_told_never_changes_under_its_version() -> None:
+    builder = BatchBuilder()
+    told = builder.dictionary()  # an empty one, told in a Hello before the first tick
+    builder.add(1, 1.0, 1.0, [Sample(GPU_TEMPERATURE_CELSIUS, "gpu:A", 50.0)])
+    [one] = builder.flush()
+    assert (told.version, len(told.groups)) == (1, 0)
+    assert one.dictionary.version == 2
+
+
 def test_a_series_explosion_is_cut_off_and_counted() -> None:
     builder = BatchBuilder()
     many = [
