@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import http.client
 import math
+import ssl
 from dataclasses import replace
 
 import httpx
 import pytest
+import trustme
 from unit.brain_help import Rig, ledger_row
 from unit.incident_help import finding
+
+from gpuvigil_protos.settings import ConfigError
 
 INCIDENT = {"id", "fingerprint", "class", "scope", "severity", "state", "node", "target", "cause"}
 INCIDENT |= {"opened_ns", "seen_ns", "resolved_ns", "findings"}
@@ -68,6 +72,15 @@ def test_health_never_says_ok_while_the_ledger_shows_loss(api, rig):
         assert get(api, "/api/v1/health")["state"] == "degraded"
     finally:
         rig.store.rows = rows
+
+
+def test_health_tells_what_wiring_knows(api, rig):
+    rig.faults = ["1 of 1 ingest workers are down"]
+    try:
+        health = get(api, "/api/v1/health")
+        assert health["state"] == "degraded" and health["detail"][0] == rig.faults[0]
+    finally:
+        rig.faults = []
 
 
 def test_health_says_until_when_it_learns(api, rig):
@@ -212,3 +225,43 @@ def test_a_journal_that_cannot_be_read_is_said(rig, tmp_path):
     with broken.serve() as url:
         answer = httpx.get(f"{url}/api/v1/incidents/{id_}", trust_env=False, timeout=10)
     assert answer.status_code == 503 and answer.json()["error"]["field"] == "journal"
+
+
+def pem(path, *blobs):
+    path.write_bytes(b"".join(blob.bytes() for blob in blobs))
+    return str(path)
+
+
+def test_with_tls_a_reader_needs_a_certificate_of_the_ca(rig, tmp_path):
+    ca, stranger = trustme.CA(), trustme.CA()
+    ca_file = pem(tmp_path / "ca.pem", ca.cert_pem)
+    ours = ca.issue_cert("127.0.0.1")
+    files = {
+        "certificate": pem(tmp_path / "server.pem", *ours.cert_chain_pems),
+        "key": pem(tmp_path / "server.key", ours.private_key_pem),
+        "ca": ca_file,
+    }
+    with rig.serve(**files) as url:
+        for issuer, served in ((ca, True), (stranger, False), (None, False)):
+            context = ssl.create_default_context(cafile=ca_file)
+            if issuer is not None:
+                issuer.issue_cert("prometheus").configure_cert(context)
+            with httpx.Client(verify=context, trust_env=False, timeout=10) as client:
+                if served:
+                    assert client.get(f"{url}/api/v1/health").json()["version"] == 1
+                else:
+                    with pytest.raises(httpx.TransportError):
+                        client.get(f"{url}/api/v1/health")
+        old = ssl.create_default_context(cafile=ca_file)
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        with httpx.Client(verify=old, trust_env=False, timeout=10) as client:
+            with pytest.raises(httpx.TransportError):
+                client.get(f"{url}/api/v1/health")
+
+
+def test_tls_files_that_are_no_certificate_are_one_clear_line(rig, tmp_path):
+    for name in ("certificate", "key", "ca"):
+        (tmp_path / name).write_text("not a certificate")
+    with pytest.raises(ConfigError, match=r"web\.tls: the files are not"):
+        with rig.serve(**{name: str(tmp_path / name) for name in ("certificate", "key", "ca")}):
+            pass

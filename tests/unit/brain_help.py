@@ -19,6 +19,7 @@ from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
+from gpuvigil_protos.settings import Tls
 
 
 @dataclass
@@ -102,12 +103,12 @@ class Rig:
         )
 
     @contextlib.contextmanager
-    def serve(self):
+    def serve(self, **tls):
         sources = Sources(
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
         )  # fmt: skip
-        web = Web(address="127.0.0.1:0")
+        web = Web(address="127.0.0.1:0", tls=Tls(**tls))
         listener, server = bind(web), make_server(make_app(sources), web)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -115,7 +116,7 @@ class Rig:
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
-            yield "http://{}:{}".format(*listener.getsockname())
+            yield "http{}://{}:{}".format("s" * bool(tls), *listener.getsockname())
         finally:
             server.should_exit = True
             thread.join(10)

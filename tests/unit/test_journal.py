@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
-from unit.incident_help import Life, finding, gpu
+from unit.incident_help import SECOND, T0, Life, finding, gpu
 
 from gpuvigil_collector.incidents import ranking
 from gpuvigil_collector.journal import GENESIS, Journal
@@ -43,10 +43,13 @@ def test_an_open_incident_is_restored_and_not_duplicated(tmp_path):
     found = finding("gpu_lost", gpu("n1", 4))
     journal.record(first.tick(0, found), ())  # and then the process is killed: nothing is closed
     second = Life()
-    second.tracker.restore(make(tmp_path).load(100), first.tracker.open["i1"].seen_ns)
+    second.tracker.restore(make(tmp_path).load(100), T0 + 50 * SECOND)
+    assert second.tracker.open == first.tracker.open, "restored as it was: last seen stays the truth"
     assert second.tick(60, finding("gpu_lost", gpu("n1", 4), at=60)) == []
     assert list(second.tracker.open) == ["i1"]
-    second.hold(61, 200)
+    second.hold(61, 169)
+    assert list(second.tracker.open) == ["i1"], "detectors have two minutes to see it again"
+    second.hold(169, 172)
     assert second.open == [], "a restored incident that is never seen again resolves"
 
 

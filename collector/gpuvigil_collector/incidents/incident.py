@@ -127,7 +127,7 @@ def with_claim(incident: Incident, claim: Claim, now_ns: int, findings_max: int)
         findings=findings,
         findings_dropped=incident.findings_dropped + (dropped if new_member else 0),
         members=incident.members | {claim.key} if new_member else incident.members,
-        seen_ns=max(incident.seen_ns, now_ns) if notify else incident.seen_ns,
+        seen_ns=now_ns if notify else incident.seen_ns,
         severity=max([incident.severity, *notify], key=SEVERITIES.index),
         synthetic=incident.synthetic or any(finding.synthetic for finding in claim.findings),
     )

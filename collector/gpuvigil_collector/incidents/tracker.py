@@ -48,14 +48,18 @@ class Tracker:
     not_opened: int = 0
     _by_node: dict[str, set[str]] = field(default_factory=dict)
     _pending: dict[Key, int] = field(default_factory=dict)
+    _refused: set[Key] = field(default_factory=set)
+    _restored: set[str] = field(default_factory=set)
+    _grace_until_ns: int = 0
     _changes: list[Change] = field(default_factory=list)
 
     def restore(self, incidents: Iterable[Incident], now_ns: int) -> None:
         """Take back what the journal holds; open ones get a full `restore_grace` to be seen again."""
-        grace_ns = int((self.settings.restore_grace - self.settings.clear_after) * 1e9)
+        self._grace_until_ns = now_ns + int(self.settings.restore_grace * 1e9)
         for incident in incidents:
             if incident.state == "open":
-                self._put(replace(incident, seen_ns=max(incident.seen_ns, now_ns + grace_ns)))
+                self._put(incident)
+                self._restored.add(incident.id)
             else:
                 self._keep_resolved(incident)
 
@@ -66,11 +70,12 @@ class Tracker:
         claims.sort(key=lambda claim: (self.causes.rank(claim.fault_class), _widest(claim), claim.start_ns))
         for claim in claims:
             self._place(claim, topology, now_ns)
-        for claim in claims_of(f for f in findings if not f.notify):
+        for claim in claims_of(f for f in findings if not f.notify and self._concerns_open(f)):
             self._support(claim, now_ns)
         self._resolve(now_ns)
         current = {claim.key for claim in claims}
         self._pending = {key: since for key, since in self._pending.items() if key in current}
+        self._refused &= current
         return self._changes
 
     def _place(self, claim: Claim, topology: Topology, now_ns: int) -> None:
@@ -140,7 +145,8 @@ class Tracker:
 
     def _open(self, claim: Claim, topology: Topology, now_ns: int) -> None:
         if len(self.open) >= self.settings.open_max:
-            self.not_opened += 1
+            self.not_opened += claim.key not in self._refused
+            self._refused.add(claim.key)
             return
         self._pending.pop(claim.key, None)
         past = self._recent(fingerprint(claim.fault_class, claim.entity), now_ns)
@@ -179,11 +185,15 @@ class Tracker:
             detail = f"{incident.severity} -> {fed.severity}: {claim.findings[0].sentence}"
             self._note(now_ns, "severity_raised", fed, detail)
 
+    def _concerns_open(self, finding: Finding) -> bool:
+        """Tell whether an incident is open on the finding's node or the fleet: few findings, mostly."""
+        return "" in self._by_node or finding.entity.partition("/")[0] in self._by_node
+
     def _support(self, claim: Claim, now_ns: int) -> None:
-        """Keep a finding that notifies nobody as evidence where an open incident explains it."""
+        """Keep a finding that notifies nobody where an open incident explains it and has room: evidence."""
         home = next((i for i in self._near(claim) if i.lead.key == claim.key), None)
         incident = home or self._explaining(claim, None)
-        if incident is not None:
+        if incident is not None and len(incident.findings) < self.settings.findings_max:
             self._feed(incident, claim, now_ns)
 
     def _merge(self, incident: Incident, into: Incident, now_ns: int) -> None:
@@ -197,6 +207,8 @@ class Tracker:
     def _resolve(self, now_ns: int) -> None:
         clear_ns = int(self.settings.clear_after * 1e9)
         for incident in list(self.open.values()):
+            if incident.id in self._restored and now_ns < self._grace_until_ns:
+                continue
             if now_ns - incident.seen_ns >= clear_ns:
                 self._drop(incident)
                 done = replace(incident, state="resolved", resolved_ns=now_ns)

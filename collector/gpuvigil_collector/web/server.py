@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -38,7 +39,10 @@ def bind(web: Web) -> socket.socket:
 
 
 def make_server(app: Starlette, web: Web) -> Server:
-    """Make the server for `app`; `serve(sockets=[...])` runs it until `should_exit`."""
+    """Make the server for `app`; `serve(sockets=[...])` runs it until `should_exit`.
+
+    With TLS a client needs a certificate of `tls.ca`: the API has no other lock. Raises ConfigError.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -54,5 +58,14 @@ def make_server(app: Starlette, web: Web) -> Server:
         ssl_certfile=web.tls.certificate or None,
         ssl_keyfile=web.tls.key or None,
         ssl_ca_certs=web.tls.ca or None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if web.tls.enabled else ssl.CERT_NONE,
     )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(
+            f"web.tls: the files are not a PEM certificate, its key and a CA: {error}"
+        ) from None
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
     return Server(config)
