@@ -98,6 +98,8 @@ class Test:
             limit[active] = self.condition.release
         with np.errstate(all="ignore"):
             yes, observed, expected = self._judge(self, reading, limit, snapshot)
+        if expected is limit:
+            expected = np.full(len(limit), self.condition.value)  # people are told the bound, not its release
         answer = np.where(reading.known & ~np.isnan(observed), yes.astype(np.int8), UNKNOWN)
         if self.condition.within_s:
             answer = self._lately(answer, snapshot.now_ns)
