@@ -24,7 +24,7 @@ BANNED_CALLS = {
     "yaml.load",
     "pickle.load",
     "pickle.loads",
-    "np.load",
+
 }
 
 
