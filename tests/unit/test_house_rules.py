@@ -24,7 +24,6 @@ BANNED_CALLS = {
     "yaml.load",
     "pickle.load",
     "pickle.loads",
-
 }
 
 
