@@ -109,7 +109,8 @@ class Spool:
             answer = otherwise
             try:
                 if self.writer.store is not None:
-                    answer = question(self.writer.store)
+                    with spool_open.doubting():
+                        answer = question(self.writer.store)
             except sqlite3.Error as error:
                 self.writer.fault(error)
             if future.set_running_or_notify_cancel():

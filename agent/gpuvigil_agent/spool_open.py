@@ -11,10 +11,12 @@ line may be old; then the loss, at most the sync interval, is reported as an eve
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +32,21 @@ _SPACE_CODES: Final = {sqlite3.SQLITE_FULL}
 
 class SpoolError(Exception):
     """The spool cannot be used at all; the text is for the operator."""
+
+
+class CorruptError(sqlite3.DatabaseError):
+    """What was read back cannot have been written by us: as bad as what SQLite itself calls corrupt."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+@contextlib.contextmanager
+def doubting() -> Iterator[None]:
+    """Take wrong types, impossible numbers and undecodable text in a file for what they are: corruption."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise CorruptError(repr(error)) from error
 
 
 class Opened(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from gpuvigil_agent.ledger import METRICS
+from gpuvigil_agent.ledger import CLASSES, METRICS
 
 DEAD_LETTERS_MAX: Final = 1000
 TRIM_ROWS: Final = 64
@@ -52,9 +52,9 @@ class Gap(NamedTuple):
     samples: int
 
 
-def row_crc(key: int, payload: bytes) -> int:
+def row_crc(key: int, version: int, samples: int, payload: bytes) -> int:
     """CRC-32 of a row under its key: a row moved under another key is as wrong as a flipped bit."""
-    return zlib.crc32(payload, zlib.crc32(key.to_bytes(8, "little")))
+    return zlib.crc32(payload, zlib.crc32(f"{key} {version} {samples}".encode()))
 
 
 def merged(rows: Iterable[tuple[str, int, int, int]], reason: str) -> list[Gap]:
@@ -126,8 +126,9 @@ class Store:
     def put(self, row: Row) -> None:
         """Write one row, again without harm."""
         key = self._base(row.boot_id, row.number) + row.sequence
-        self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)",
-                         (key, row.version, row.samples, row_crc(key, row.payload), row.payload))  # fmt: skip
+        crc = row_crc(key, row.version, row.samples, row.payload)
+        values = (key, row.version, row.samples, crc, row.payload)
+        self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", values)
 
     def put_dictionary(self, boot_id: str, version: int, payload: bytes) -> None:
         """Keep a dictionary as long as rows of its boot need it."""
@@ -144,10 +145,12 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?, ?, ?, ?)", gap)
 
     def gaps(self) -> list[Gap]:
-        """Return every gap that the collector has not yet made durable."""
-        return [
-            Gap(*found) for found in self._db.execute("SELECT * FROM gaps ORDER BY boot_id, class, first")
-        ]
+        """Return every gap that is not yet durable. Raises ValueError for what is none."""
+        found = [Gap(*row) for row in self._db.execute("SELECT * FROM gaps ORDER BY boot_id, class, first")]
+        for gap in found:
+            if gap.number not in CLASSES or not 1 <= gap.first <= gap.last or gap.samples < 0:
+                raise ValueError(f"gap {gap}")
+        return found
 
     def delete_durable(self, boot_id: str, number: int, durable: int) -> int:
         """Delete rows and gaps up to the watermark; returns how many rows went."""
@@ -197,7 +200,7 @@ class Store:
     def _named(self, key: int) -> tuple[str, int, int]:
         boots = {number: boot for boot, number in self._boots.items()}
         high, sequence = key >> _SEQUENCE_BITS, key & ((1 << _SEQUENCE_BITS) - 1)
-        return boots.get(high // 4, "unknown"), high % 4, sequence
+        return boots[high // 4], high % 4, sequence
 
     def read(self, boot_id: str, number: int, after: int, limit: int) -> tuple[list[Row], list[Row]]:
         """Return up to `limit` rows above `after`: the sound ones, and the corrupt ones."""
@@ -209,7 +212,8 @@ class Store:
             (base + after, base + (1 << _SEQUENCE_BITS), limit),
         ):
             row = Row(boot_id, number, key - base, version, samples, payload)
-            (sound if crc == row_crc(key, payload) else corrupt).append(row)
+            whole = isinstance(payload, bytes) and crc == row_crc(key, version, samples, payload)
+            (sound if whole else corrupt).append(row)
         return sound, corrupt
 
     def delete(self, rows: Iterable[Row]) -> None:
@@ -223,7 +227,8 @@ class Store:
             f"SELECT key >> {_SEQUENCE_BITS}, COUNT(*), MAX(key) FROM rows GROUP BY 1 ORDER BY 1"  # noqa: S608
         ):
             boot_id, number, sequence = self._named(top)
-            assert high % 4 == number
+            if number not in CLASSES or high != top >> _SEQUENCE_BITS:
+                raise ValueError(f"a row of class {number}")
             yield boot_id, number, count, sequence
 
     def forget_boots(self, current: str) -> None:

@@ -67,9 +67,11 @@ class Writer:
             self._open()
 
     def _open(self) -> None:
-        store = Store(self.path)
+        with spool_open.doubting():
+            store = Store(self.path)
         try:
-            self._inherit(store, self._go_on(store))
+            with spool_open.doubting():
+                self._inherit(store, self._go_on(store))
         except sqlite3.Error:
             store.close()
             raise
@@ -85,16 +87,17 @@ class Writer:
         return opened
 
     def _inherit(self, store: Store, opened: spool_open.Opened) -> None:
+        counts, gaps, used_bytes = list(store.counts()), store.gaps(), store.used_bytes()
         if not self._inherited:
             self._inherited = True
             self.counters["unclean_starts"] += opened.unclean
-            for boot_id, number, count, top in store.counts():
+            for boot_id, number, count, top in counts:
                 self.ledger.inherited(number, count)
                 self.extent[boot_id, number] = (1, top)
             for gap in opened.lost:
                 self.ledger.lost_before(gap.number, gap.last - gap.first + 1, gap.samples)
-        self.memory.add_gaps(store.gaps(), saved=True)
-        self.used_bytes = store.used_bytes()
+        self.memory.add_gaps(gaps, saved=True)
+        self.used_bytes = used_bytes
 
     def sound(self, store: Store, boot_id: str, number: int, after: int, limit: int) -> list[Row]:
         """Read rows back; those whose CRC is wrong are deleted and become a gap. On the thread alone."""
@@ -174,7 +177,8 @@ class Writer:
         deleted = dict.fromkeys(CLASSES, 0)
         for (boot_id, number), durable in work.acks.items():
             deleted[number] += store.delete_durable(boot_id, number, durable)
-        trimmed = self._trim(store)
+        with spool_open.doubting():
+            trimmed = self._trim(store)
         spool_open.remember_progress(store, work.boot_id, work.following, work.samples)
         store.commit()
         return Written(deleted, trimmed, buried)
