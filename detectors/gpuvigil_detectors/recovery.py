@@ -38,7 +38,12 @@ class Recovery:
         self._words: dict[str, _Word] = {}
 
     def take(self, event: FactEvent, now_ns: int) -> None:
-        """Note a recovery_action event or an Xid 154; one without a readable code is for a person."""
+        """Note a recovery_action event or an Xid 154; a line without a readable code is for a person.
+
+        NVML's Xid event carries the number 154 alone: the kernel line or the next reading says what it asks.
+        """
+        if event.kind == "xid" and event.origin == "driver" and "to_code" not in event.fields:
+            return
         code = event.code if event.kind == "recovery_action" else _hex(event.fields.get("to_code", ""))
         entity = f"{event.node}/{event.entity}"
         self._hear(entity, code, min(event.time_ns, now_ns), event.origin, event.synthetic)

@@ -251,3 +251,10 @@ def test_kernel_lines_blame_the_device_they_name():
     fleet.event("n1", "kernel", fields={"rule": "made_up"})
     found = {finding.entity: finding.fault_class for finding in rules.tick(fleet.advance())}
     assert found == {"n1/disk:nvme3": "disk_failing", "n1/node": "oom"}
+
+
+def test_the_number_154_alone_asks_for_nothing():
+    _, fleet, rules = tick_xid(79)
+    fleet.event("n1", "xid", "gpu:GPU-n1-0", code=154, origin="driver")
+    found = {finding.rule: finding for finding in rules.tick(fleet.advance())}
+    assert "recovery_action" not in found and "the driver asks for" not in found["xid_79"].sentence
