@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from msgspec.structs import replace
+
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_collector.ingest.supervisor import WORKER_COMMAND, Ingest
 from gpuvigil_collector.store import Store
 from gpuvigil_protos.codec import blocks_crc
 from gpuvigil_protos.settings import Seconds
 from gpuvigil_protos.v1 import stream_pb2 as pb
-from msgspec.structs import replace
 
 QUICK = IngestConfig(
     address="127.0.0.1:0", recordings=replace(IngestConfig().recordings, flush_interval=Seconds(0.2))

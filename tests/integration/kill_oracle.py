@@ -1,4 +1,4 @@
-"""The oracle of the kill -9 tests: outside both processes, it believes only what was said and what is on disk.
+"""The oracle of the kill -9 tests: outside both processes, it believes what was said and what is on disk.
 
 It is the sending side's notebook: every batch sent, and every watermark that the collector said. At the end
 it reads the recordings and compares: what was acknowledged as durable must be there, once, with its checksum.
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from gpuvigil_protos.v1 import stream_pb2 as pb
 from integration.ingest_host import recorded
 from integration.wire_client import Wire, batch, channel, event
+
+from gpuvigil_protos.v1 import stream_pb2 as pb
 
 
 @dataclass

@@ -9,14 +9,15 @@ import time
 
 import grpc
 import pytest
+from integration.ingest_host import QUICK, Host, recorded, until
+from integration.wire_client import SECOND, Wire, batch, block, channel, dictionary, event, gap
+from msgspec.structs import replace
+
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_collector.ingest.supervisor import Ingest, IngestError
 from gpuvigil_collector.store import Store
 from gpuvigil_protos.settings import Seconds
 from gpuvigil_protos.v1 import stream_pb2 as pb
-from integration.ingest_host import QUICK, Host, recorded, until
-from integration.wire_client import SECOND, Wire, batch, block, channel, dictionary, event, gap
-from msgspec.structs import replace
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from gpuvigil_collector.ingest.hooks import POINTS
 from integration.failing_worker import SCRIPT
 from integration.ingest_host import QUICK, Host, until
 from integration.kill_oracle import Sender, judge
 from integration.wire_client import Wire, batch, channel
+
+from gpuvigil_collector.ingest.hooks import POINTS
 
 
 @asynccontextmanager
@@ -55,19 +56,23 @@ async def test_killed_at_a_named_point(tmp_path, point, hits):
     assert sum(sender.reconnects for sender in senders) >= 3
 
 
+async def _progress(sender: Sender) -> None:
+    before = sender.durable["metrics"]
+    await until(lambda: sender.durable["metrics"] > before, "progress", 30)
+
+
 async def test_killed_at_random_instants(tmp_path):
     rng = random.Random(os.environ.get("GPUVIGIL_SEED", "9"))
     hits = 0
     with Host(tmp_path) as host:
         async with sending(host) as senders:
             for kill in range(5):
-                before = senders[0].durable["metrics"]
-                await until(lambda: senders[0].durable["metrics"] > before, "progress", 30)
+                await _progress(senders[0])
                 await asyncio.sleep(rng.uniform(0, 0.4))
                 hits += any(sender.in_flight for sender in senders)
                 await until(lambda: host.ingest.pids, "a worker to kill", 30)
                 os.kill(host.ingest.pids[0], signal.SIGKILL)
-                await until(lambda: host.ingest.restarts > kill, "the worker's death noticed", 30)
+                await until(lambda kill=kill: host.ingest.restarts > kill, "the worker's death noticed", 30)
         verdict = judge(senders, host.recordings)
     assert hits >= 3
     assert verdict.clean, verdict

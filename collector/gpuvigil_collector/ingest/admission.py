@@ -126,6 +126,5 @@ def _replace(old: Session, boot_id: str, peer: str) -> None:
             "duplicate_node",
             f"hello.node: {old.node} streams already from {old.peer}, boot {old.boot_id[:40]}",
         )
-    old.replaced = True
-    if old.task is not None:
-        old.task.cancel()
+    detail = "a newer stream of this node took over"
+    old.end(StreamRejectedError(_Code.UNAVAILABLE, "replaced", detail))

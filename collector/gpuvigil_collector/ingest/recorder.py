@@ -108,11 +108,11 @@ class Recorder:
             self._pending.bytes += _ROW_OVERHEAD_BYTES
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Flush at the configured interval until `stop`, and once more then."""
+        """Flush at the configured interval until `stop`."""
         while not stop.is_set():
+            await self.flush()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._config.flush_interval)
-            await self.flush()
 
     def waits_for(self, node: str) -> bool:
         """Tell whether anything of this node is not durable yet."""
@@ -120,7 +120,10 @@ class Recorder:
         return any(key[0] == node for keys in (self._pending.keys, stuck) for key in keys)
 
     async def flush(self) -> bool:
-        """Make all that is pending durable. False when the disk refused; the same unit comes first again."""
+        """Make all that is pending durable. False when the disk refused; the same unit comes first again.
+
+        One call at a time.
+        """
         flush = self._stuck or self._take()
         if flush is None:
             return True

@@ -45,14 +45,11 @@ def _parse(data: bytes) -> Received:
 class Service:
     """TelemetryService of one worker."""
 
-    def __init__(
-        self, admission: Admission, intake: Intake, brain: BrainLink, name: str, idle_s: float
-    ) -> None:
+    def __init__(self, admission: Admission, intake: Intake, brain: BrainLink, name: str) -> None:
         self._admission = admission
         self._intake = intake
         self._brain = brain
         self._name = name
-        self._idle_s = idle_s
         self.stopping = False
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -64,7 +61,7 @@ class Service:
 
     async def _stream(self, _requests: object, context: _Context) -> None:
         try:
-            hello = await self._read(context, HELLO_TIMEOUT_S)
+            hello = await _first(context)
             if hello is not None:
                 await self._serve(hello, context)
         except StreamRejectedError as rejected:
@@ -78,10 +75,9 @@ class Service:
             await context.write(session.welcome(self._name, SCHEMA_VERSION))
             await self._receive(session, context)
         except asyncio.CancelledError:
-            if not session.replaced:
+            if session.ending is None:
                 raise
-            detail = "a newer stream of this node took over"
-            raise StreamRejectedError(grpc.StatusCode.UNAVAILABLE, "replaced", detail) from None
+            raise session.ending from None
         finally:
             writer.cancel()
             with contextlib.suppress(asyncio.CancelledError, grpc.aio.BaseError):
@@ -108,7 +104,7 @@ class Service:
             self._brain.send(frames.NodeDown(session.node, time.time_ns()))
 
     async def _receive(self, session: Session, context: _Context) -> None:
-        while (received := await self._read(context, self._idle_s)) is not None:
+        while (received := await _next(context)) is not None:
             if self.stopping:
                 raise _unexpected(stopping=True)
             if received.request is None:
@@ -130,15 +126,21 @@ class Service:
         if session.live:
             self._brain.send(_node_up(hello, session, time.time_ns()))
 
-    async def _read(self, context: _Context, timeout_s: float) -> Received | None:
-        """Return the next message, None at the end. Raises StreamRejectedError when none comes in time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                received = await context.read()
-        except TimeoutError:
-            detail = f"no message for {timeout_s:g} s"
-            raise StreamRejectedError(grpc.StatusCode.UNAVAILABLE, "idle", detail) from None
-        return received if isinstance(received, Received) else None
+
+async def _first(context: _Context) -> Received | None:
+    """Return the first message. Raises StreamRejectedError when none comes in time."""
+    try:
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            return await _next(context)
+    except TimeoutError:
+        detail = f"hello: expected within {HELLO_TIMEOUT_S:g} s"
+        raise StreamRejectedError(grpc.StatusCode.UNAVAILABLE, "idle", detail) from None
+
+
+async def _next(context: _Context) -> Received | None:
+    """Return the next message, None at the end. The worker ends streams that stay idle."""
+    received = await context.read()
+    return received if isinstance(received, Received) else None
 
 
 async def _write(session: Session, context: _Context) -> None:

@@ -11,9 +11,10 @@ from typing import Final
 from gpuvigil_collector.ingest.clock import AgentClock
 from gpuvigil_collector.ingest.dictionary import Dictionary
 from gpuvigil_collector.ingest.ledger import Delivery, Key
-from gpuvigil_collector.ingest.refusal import RefusedError
+from gpuvigil_collector.ingest.refusal import RefusedError, StreamRejectedError
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
+OWED_MAX_S: Final = 1.0
 ROLES: Final = {pb.ROLE_LIVE: "live", pb.ROLE_BACKLOG: "backlog"}
 CLASS_NUMBERS: Final = {"metrics": pb.CLASS_METRICS, "events": pb.CLASS_EVENTS}
 
@@ -33,7 +34,9 @@ class Session:
     dictionary_changes: int = 0
     echo_ns: int = 0
     heard: float = field(default_factory=time.monotonic)
-    replaced: bool = False
+    answered: float = 0.0
+    owed: bool = False
+    ending: StreamRejectedError | None = None
     task: asyncio.Task[object] | None = None
     due: asyncio.Event = field(default_factory=asyncio.Event)
     _refusals: deque[pb.Refusal] = field(default_factory=deque)
@@ -58,9 +61,23 @@ class Session:
         self._refusals.append(message)
         self.due.set()
 
+    def owe(self, now: float) -> None:
+        """Note that `durable` moved: told with the next answer, at once where none went out for a second."""
+        self.owed = True
+        if now - self.answered > OWED_MAX_S:
+            self.due.set()
+
+    def end(self, rejected: StreamRejectedError) -> None:
+        """End this stream from outside its own task."""
+        self.ending = rejected
+        if self.task is not None:
+            self.task.cancel()
+
     def replies(self) -> list[pb.StreamResponse]:
         """Return what is to be sent now: refusals, then one Ack with the newest watermarks."""
         self.due.clear()
+        self.owed = False
+        self.answered = time.monotonic()
         replies = [pb.StreamResponse(refusal=refusal) for refusal in self._refusals]
         self._refusals.clear()
         ack = pb.Ack(watermarks=self.watermarks(), echo_ns=self.echo_ns, collector_ns=time.time_ns())

@@ -29,6 +29,7 @@ from gpuvigil_collector.ingest.intake import Intake
 from gpuvigil_collector.ingest.ledger import Key, Ledger, LedgerFile
 from gpuvigil_collector.ingest.node_locks import NodeLocks
 from gpuvigil_collector.ingest.recorder import Recorder, recover
+from gpuvigil_collector.ingest.refusal import StreamRejectedError
 from gpuvigil_collector.ingest.ring import SHAPES, Plane
 from gpuvigil_collector.ingest.segments import Segments
 from gpuvigil_collector.ingest.service import RECEIVE_MAX_BYTES, Service
@@ -74,11 +75,11 @@ class Worker:
         self.recorder.when_durable(self._tell_durable)
 
     def _tell_durable(self, keys: frozenset[Key]) -> None:
-        """Wake the streams whose watermark moved, and let go of nodes that have left."""
-        nodes = {node for node, _, _ in keys}
-        for node in nodes:
+        """Tell the streams whose watermark moved."""
+        now = time.monotonic()
+        for node in {node for node, _, _ in keys}:
             for session in self.admission.of_node(node):
-                session.due.set()
+                session.owe(now)
 
     async def run(self, fd: int) -> int:
         """Serve until the brain is gone. Returns the exit status."""
@@ -95,20 +96,18 @@ class Worker:
             return EXIT_ADDRESS
         await server.start()
         self.brain.send(frames.Ready(port))
-        await asyncio.gather(self.recorder.run(stop), self._report(stop), self._end(stop, server, service))
-        watch.cancel()
-        return 0
-
-    async def _end(self, stop: asyncio.Event, server: grpc.aio.Server, service: Service) -> None:
-        await stop.wait()
+        report = asyncio.create_task(self._report(stop))
+        await self.recorder.run(stop)
         service.stopping = True
         await self.recorder.flush()
         await server.stop(GRACE_S)
+        await report
+        watch.cancel()
+        return 0
 
     def _server(self) -> tuple[grpc.aio.Server, Service]:
         name = f"worker-{self._config.index}"
-        idle_s = self._config.ingest.idle_timeout
-        service = Service(self.admission, self.intake, self.brain, name, idle_s)
+        service = Service(self.admission, self.intake, self.brain, name)
         options = [
             ("grpc.max_receive_message_length", RECEIVE_MAX_BYTES),
             ("grpc.max_concurrent_streams", 16),
@@ -141,8 +140,19 @@ class Worker:
         """Send the brain a status once a second, and a last one at the end."""
         while not stop.is_set():
             await asyncio.sleep(STATUS_INTERVAL_S)
+            self._look_after_streams()
             self._release_left()
             self.brain.send(self._status())
+
+    def _look_after_streams(self) -> None:
+        """Tell what is owed, and end the streams that have been silent for too long."""
+        now, idle_s = time.monotonic(), self._config.ingest.idle_timeout
+        for session in self.admission.sessions:
+            if session.owed:
+                session.owe(now)
+            if now - session.heard > idle_s:
+                detail = f"no message for {idle_s:g} s"
+                session.end(StreamRejectedError(grpc.StatusCode.UNAVAILABLE, "idle", detail))
 
     def _release_left(self) -> None:
         """Let go of nodes that have no stream: ledger and lock when all is durable, rows after an hour."""
