@@ -87,7 +87,9 @@ class Store:
                        "journal_size_limit=1048576", "cache_size=-512", "temp_store=MEMORY"):  # fmt: skip
             self._db.execute(f"PRAGMA {pragma}")
         self._db.executescript(_SCHEMA)
-        self._boots = {boot: number for number, boot in self._db.execute("SELECT number, boot_id FROM boots")}
+        self._boots: dict[str, int] = {
+            boot: number for number, boot in self._db.execute("SELECT number, boot_id FROM boots")
+        }
 
     def begin(self) -> None:
         """Start a transaction."""
@@ -204,9 +206,11 @@ class Store:
 
     def read(self, boot_id: str, number: int, after: int, limit: int) -> tuple[list[Row], list[Row]]:
         """Return up to `limit` rows above `after`: the sound ones, and the corrupt ones."""
-        base = self._base(boot_id, number)
         sound: list[Row] = []
         corrupt: list[Row] = []
+        if boot_id not in self._boots:
+            return sound, corrupt
+        base = self._base(boot_id, number)
         for key, version, samples, crc, payload in self._db.execute(
             "SELECT * FROM rows WHERE key>? AND key<? ORDER BY key LIMIT ?",
             (base + after, base + (1 << _SEQUENCE_BITS), limit),
