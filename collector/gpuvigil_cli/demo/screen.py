@@ -73,7 +73,7 @@ class Screen:
     def unmatched(self, row: Json) -> None:
         """Say that an incident opened that matches no fault so far."""
         about = f"{markup(row.get('class'), 60)} on {markup(row.get('target'), 260)}"
-        self.say(f"[red]alarm[/]  {about} matches no fault")
+        self.say(f"[red]alarm[/]  {about} matches no fault so far")
         self.console.print(f"          {markup(row.get('cause', ''))}")
 
     def result(self, outcome: Outcome, urls: dict[str, str]) -> None:

@@ -32,10 +32,10 @@ class Watch:
         self.faults = faults
         self.outcome = join(faults, incidents, self._limit)
         for verdict in self.outcome.verdicts:
-            if verdict.correct and verdict.incident and self._is_new(verdict.incident):
+            if verdict.correct and verdict.incident and self._is_new("found", verdict.incident):
                 self._screen.found(verdict)
         for row in self.outcome.false_alarms:
-            if self._is_new(row):
+            if self._is_new("alarm", row):
                 self._screen.unmatched(row)
 
     def judged_ns(self) -> int:
@@ -62,8 +62,9 @@ class Watch:
             return opened
         return verdict.fault.injected_ns + self._limit(verdict.fault.fault_class)
 
-    def _is_new(self, row: Json) -> bool:
-        name = str(row.get("id"))
+    def _is_new(self, what: str, row: Json) -> bool:
+        """Tell whether this was not said yet; an incident may refine its target, and match only then."""
+        name = f"{what} {row.get('id')}"
         fresh = name not in self._said
         self._said.add(name)
         return fresh

@@ -1,0 +1,31 @@
+"""The `gpuvigil` dispatcher where only the hook is installed: one line that names the extra, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_bare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run with the hook package alone: no site-packages (-S), nothing else on the path."""
+    (folder / "gpuvigil").symlink_to(ROOT / "agent/gpuvigil")
+    return subprocess.run(
+        [sys.executable, "-S", "-m", "gpuvigil.cli", *arguments], env={"PYTHONPATH": str(folder)},
+        capture_output=True, text=True, timeout=30, check=False, cwd=folder,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(["status"], "collector"), (["demo"], "collector"), ([], "collector"), (["scan"], "agent")],
+)
+def test_a_part_that_is_not_installed_is_named(tmp_path: Path, arguments: list[str], extra: str) -> None:
+    done = run_bare(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert f"pip install 'gpuvigil[{extra}]'" in done.stderr
