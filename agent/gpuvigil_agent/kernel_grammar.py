@@ -88,7 +88,8 @@ def normalise_pci(text: str) -> str:
 
 def clean(text: str) -> str:
     """Return a kernel line that is safe in logs, terminals and messages: printable, one line, bounded."""
-    return "".join(c if c.isprintable() else "?" for c in text[:_TEXT_MAX])
+    cut = text[:_TEXT_MAX]
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else "?" for c in cut)
 
 
 class Grammar:

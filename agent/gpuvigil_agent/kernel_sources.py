@@ -25,6 +25,7 @@ _RECORD_BYTES: Final = 16384  # the kernel's own limit is 8 KiB with its diction
 _LINE_MAX_BYTES: Final = 1 << 16
 _CHUNK_BYTES: Final = 1 << 16
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 1.0, 60.0
+_END_S: Final = 2.0
 _HEALTHY_S: Final = 60.0  # a journalctl that lived this long starts its backoff anew
 _ESCAPED: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _FIELDS: Final = "MESSAGE,PRIORITY,SYSLOG_FACILITY,_TRANSPORT"
@@ -203,9 +204,15 @@ async def _lines_of(command: tuple[str, ...], counters: Counters) -> AsyncGenera
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
+    """Kill and reap. The pipe is emptied, for asyncio sees no end of a process whose full pipe it paused."""
+    assert process.stdout is not None
+    with contextlib.suppress(ProcessLookupError):  # ended by itself in this very moment
         process.kill()
-    await process.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_S):
+            while await process.stdout.read(_CHUNK_BYTES):
+                pass
+            await process.wait()
 
 
 def choose(mode: str, counters: Counters, on_state: OnState) -> AsyncIterator[KernelRecord] | None:

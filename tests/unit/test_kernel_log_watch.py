@@ -76,7 +76,7 @@ async def test_a_storm_is_few_events_with_the_exact_number_and_hides_no_other_co
 
 async def test_reading_is_held_to_a_rate():
     started = time.monotonic()
-    _, counters = await play([record("usb 1-1: hello")] * 4001)
+    _, counters = await play([record("usb 1-1: hello")] * 2001)
     assert counters["pauses"] >= 1
     assert time.monotonic() - started >= 1
 
@@ -150,6 +150,23 @@ async def test_a_journalctl_that_ends_is_started_again_at_its_cursor(tmp_path):
     assert counters["too_long"] >= 1
     assert counters["malformed"] >= 1
     assert any("ended" in state for state in states)
+
+
+async def test_the_watch_ends_at_once_in_the_middle_of_a_storm():
+    """A journalctl whose full pipe nobody reads any more must not hold up the agent's end."""
+    storm = f"import sys\nwhile True: sys.stdout.buffer.write({journal_line()!r} + b'\\n')"
+    counters, events = {}, []
+    source = journal_source(counters, lambda state: None, (sys.executable, "-c", storm))
+    task = asyncio.create_task(watch(source, lambda pci: None, events.append, counters))
+    async with asyncio.timeout(30):
+        while not counters.get("pauses"):
+            await asyncio.sleep(0.05)
+    task.cancel()
+    started = time.monotonic()
+    await asyncio.gather(task, return_exceptions=True)
+    await source.aclose()
+    assert time.monotonic() - started < 6
+    assert sum(int(event.fields.get("count", "1")) for event in events) == counters["events"]
 
 
 def test_where_there_is_no_source_the_state_says_so(monkeypatch, tmp_path):

@@ -52,10 +52,14 @@ def event(kind="xid", code=79, **changes):
         ({"gpu_clocks_event_reasons": 0x80}, {"gpu_power_brake": "critical"}),
         ({"gpu_recovery_action": 1}, {"gpu_recovery_action": "critical"}),
         ({"gpu_pcie_link_generation": 1, "gpu_pcie_link_generation_max": 5, "gpu_utilization_ratio": 0}, {}),
-        ({"gpu_pcie_link_generation": 1, "gpu_pcie_link_generation_max": 5, "gpu_utilization_ratio": 0.9},
-         {"gpu_pcie_generation": "warning"}),
-        ({"gpu_pcie_link_width": 8, "gpu_pcie_link_width_max": 16, "gpu_utilization_ratio": 0.9},
-         {"gpu_pcie_width": "warning"}),
+        (
+            {"gpu_pcie_link_generation": 1, "gpu_pcie_link_generation_max": 5, "gpu_utilization_ratio": 0.9},
+            {"gpu_pcie_generation": "warning"},
+        ),
+        (
+            {"gpu_pcie_link_width": 8, "gpu_pcie_link_width_max": 16, "gpu_utilization_ratio": 0.9},
+            {"gpu_pcie_width": "warning"},
+        ),
         ({"gpu_pcie_link_width": 8, "gpu_pcie_link_width_max": 16}, {"gpu_pcie_width": "info"}),
         ({"gpu_nvlink_links_active": 18, "gpu_nvlink_links": 18}, {}),
         ({"gpu_nvlink_links_active": 17, "gpu_nvlink_links": 18}, {"gpu_nvlink_inactive": "critical"}),
@@ -63,7 +67,7 @@ def event(kind="xid", code=79, **changes):
         ({"gpu_temperature_celsius": 60}, {}),
         ({"gpu_temperature_celsius": 91}, {"gpu_hot": "warning"}),
     ],
-)  # fmt: skip
+)
 def test_a_reading_of_a_gpu_means(readings, expected):
     assert found(readings) == expected
 
