@@ -53,8 +53,15 @@ def test_every_sxid_of_the_catalogue_gives_its_class_and_severity(code, row):
     assert (finding.fault_class, finding.severity, finding.notify) == (
         row.fault_class,
         row.severity,
-        row.notify,
+        row.notify and not row.settle_s,
     )
+
+
+def test_a_non_fatal_line_of_a_switch_speaks_for_itself_when_no_gpu_does():
+    found, fleet, rules = tick_xid(20001, "sxid")
+    assert not found["sxid_20001"].notify
+    later = run(rules, fleet, 16)
+    assert [finding.notify for finding in later if finding.rule == "sxid_20001"] == [True]
 
 
 def test_the_catalogue_holds_what_the_vendor_numbers_from_1_to_173():
