@@ -169,10 +169,10 @@ class Store:
             if now_ns - self._saved_ns > _SAVE_INTERVAL_NS or force:
                 self._saved_ns = now_ns
                 self._unsaved.update(name for name, fact in self._nodes.items() if fact.connected)
-            facts = [self._nodes[node] for node in self._unsaved]
+            facts = [self._nodes[node] for node in self._unsaved if node in self._nodes]
             self._unsaved.clear()
-            if facts:
-                self._registry.save(facts)
+        if facts:  # without the lock: a slow disk holds up the tick at most, never the workers
+            self._registry.save(facts)
 
     # --- the supervisor's side
 

@@ -118,9 +118,7 @@ def test_plain_text_on_loopback_is_said_loudly(tmp_path, capfd):
 
 def test_a_missing_certificate_file_is_a_clear_error(tls):
     broken = replace(QUICK, tls=replace(tls, key="/nowhere/key.pem"))
-    with pytest.raises(
-        ConfigError, match=r"ingest: tls\.key: /nowhere/key\.pem cannot be read"
-    ):
+    with pytest.raises(ConfigError, match=r"ingest: tls\.key: /nowhere/key\.pem cannot be read"):
         broken.check("collector.toml")
 
 

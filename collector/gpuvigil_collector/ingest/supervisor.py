@@ -6,6 +6,7 @@ holds up nobody.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -138,8 +139,10 @@ class _WorkerThread(threading.Thread):
     def close(self) -> None:
         """Tell the worker to end, by the end of its socket."""
         self._stopping.set()
-        if self._socket is not None:
-            self._socket.shutdown(socket.SHUT_WR)
+        ours = self._socket
+        if ours is not None:
+            with contextlib.suppress(OSError):  # it has died, or is about to be started again
+                ours.shutdown(socket.SHUT_WR)
 
     def end(self, deadline: float) -> None:
         """Wait for the end until `deadline`, then kill."""
