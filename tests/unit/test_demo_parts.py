@@ -1,4 +1,4 @@
-"""The demo's parts: the hand-over to the agent, the ends of processes, the table, and what is told to whom."""
+"""The demo's parts: the hand-over to the agent, the ends of processes, the table, what is told to whom."""
 
 from __future__ import annotations
 
