@@ -22,7 +22,8 @@ _SECOND: Final = 1_000_000_000
 _DAY_S: Final = 86400
 _KIND: Final = "forecast"
 _TO_SIGMA: Final = 1.2533  # mean absolute deviation -> standard deviation, normal data
-_SCORE_MAX: Final = 1e6
+_SCORE_MAX: Final = 50.0  # beyond it odd is odd
+_LONG_RUN: Final = 1e-4  # about three hours at 1 Hz
 _CLIP: Final = 4.0  # sigmas by which one reading may move the state
 
 
@@ -31,7 +32,8 @@ class Smoothing:
     """Weights of one reading in level, trend, residual scale and season; readings before the first opinion.
 
     season_bins 0 turns the season off; a bin speaks once it was visited on two days.
-    sigma_floor_share: residuals below this share of the level are rounding, not oddness.
+    sigma_floor_share: residuals below this share of the level are rounding, not oddness; and below
+    wide_floor_share of the series' own long-run spread, so that a quiet stretch makes no alarm of the usual.
     """
 
     level: float = 0.1
@@ -41,6 +43,7 @@ class Smoothing:
     season_bins: int = 0
     warmup: int = 60
     sigma_floor_share: float = 0.002
+    wide_floor_share: float = 0.3
 
 
 class Forecast:
@@ -53,6 +56,7 @@ class Forecast:
         bins = (max(1, self.smoothing.season_bins),)
         self.state = SeriesState(
             level=("f8", np.nan, ()), trend=("f8", 0.0, ()), scale=("f8", 0.0, ()), count=("i8", 0, ()),
+            mean=("f8", 0.0, ()), wide=("f8", 0.0, ()),
             season=("f8", 0.0, bins), visits=("i8", 0, bins), bin=("i8", -1, ()),
         )  # fmt: skip
         self.learned_ns = 0
@@ -105,7 +109,8 @@ class Forecast:
         predicted = state["level"] + state["trend"] + season
         residual = np.where(present, values - predicted, np.nan)
         floor = smoothing.sigma_floor_share * np.abs(state["level"]) + np.finfo(np.float32).tiny
-        sigma = np.maximum(_TO_SIGMA * state["scale"], floor)
+        wide = smoothing.wide_floor_share * _TO_SIGMA * state["wide"]
+        sigma = np.maximum(np.maximum(_TO_SIGMA * state["scale"], floor), wide)
         ready = present & (state["count"] >= smoothing.warmup)
         score = np.where(ready, np.minimum(np.abs(residual) / sigma, _SCORE_MAX), np.nan)
         learn = present & window.learnable[:, column] & (window.time_ns[column] > self.learned_ns)
@@ -126,7 +131,11 @@ class Forecast:
         state["trend"][move] += (smoothing.trend * smoothing.level * step)[move]
         weight = np.maximum(smoothing.scale, early)
         state["scale"][move] += (weight * (np.abs(step) - state["scale"]))[move]
-        state["level"][first] = values[first]
+        long_run = np.maximum(_LONG_RUN, early)
+        gap = np.clip(values - state["mean"], -1e30, 1e30)
+        state["wide"][move] += (long_run * (np.abs(gap) - state["wide"]))[move]
+        state["mean"][move] += (long_run * gap)[move]
+        state["level"][first] = state["mean"][first] = values[first]
         state["count"][learn] += 1
 
     def _season(self, state: dict[str, Array], time_ns: int) -> tuple[int | None, Array]:
