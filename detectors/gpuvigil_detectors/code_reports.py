@@ -40,6 +40,7 @@ class Report:
     synthetic: bool = False
     word: str = ""
     text: str = ""
+    said: tuple[tuple[object, ...], Finding] | None = None
 
 
 class CodeReports:
@@ -136,27 +137,36 @@ class CodeReports:
         window_ns = int(self._table.default.repeat_window_s * _SECOND)
         return [start for start in list(bursts)[::2] if now_ns - start <= window_ns]
 
-    def severity(self, report: Report, now_ns: int) -> tuple[Severity, bool]:
-        """Severity by row, by the line's own word, by repeats; and whether it repeats."""
+    def severity(self, report: Report, recent: int) -> tuple[Severity, bool]:
+        """Severity by row, by the line's own word, by `recent` bursts; and whether it repeats."""
         severity = report.row.severity
         if report.row.by_word and report.word:
             severity = "critical" if report.word == "Fatal" else "warning"
-        repeats = len(self._recent(report.bursts, now_ns)) >= self._table.default.repeat_bursts
+        repeats = recent >= self._table.default.repeat_bursts
         if repeats and severity == "warning" and report.row is not self._table.unknown:
             severity = "critical"
         return severity, repeats
 
     def _finding(self, report: Report, now_ns: int) -> Finding:
+        """The report in words; the same object as long as nothing about it changed."""
+        settled = now_ns - report.first_ns >= report.row.settle_s * _SECOND
+        recent = len(self._recent(report.bursts, now_ns))
+        key = (settled, recent, report.count, report.first_ns, report.last_ns, len(report.origins),
+               report.synthetic, report.word, report.text)  # fmt: skip
+        if report.said is None or report.said[0] != key:
+            report.said = key, self._worded(report, recent, settled)
+        return report.said[1]
+
+    def _worded(self, report: Report, recent: int, settled: bool) -> Finding:
         row = report.row
-        severity, repeats = self.severity(report, now_ns)
+        severity, repeats = self.severity(report, recent)
         times = f", {report.count} times" if report.count > 1 else ""
-        again = f" in {len(self._recent(report.bursts, now_ns))} bursts within 24 h" if repeats else ""
+        again = f" in {recent} bursts within 24 h" if repeats else ""
         sentence = f"{self._label} {report.code}: {row.meaning}{times}{again}; {row.action}"
-        settled = now_ns - report.first_ns >= row.settle_s * _SECOND
         facts = (
             ("code", str(report.code)), ("area", row.area), ("action", row.action),
             ("investigate", row.investigate), ("fatal", "yes" if row.fatal else "no"),
-            ("exempt", " ".join(row.exempt)), ("bursts_24h", str(len(self._recent(report.bursts, now_ns)))),
+            ("exempt", " ".join(row.exempt)), ("bursts_24h", str(recent)),
             ("line", report.text[:200]),
         )  # fmt: skip
         return Finding(

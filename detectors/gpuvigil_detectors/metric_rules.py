@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -22,6 +21,7 @@ from gpuvigil_detectors.series_state import Joins, take
 
 _GPU_IN_NAME: Final = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z-]+")
 _SECOND: Final = 1_000_000_000
+_FRESH_MAX: Final = 500  # findings of one rule that are worded anew in one tick; a storm takes turns
 
 
 def blamed(entity: str, target: str) -> str:
@@ -62,16 +62,25 @@ class _Running:
         self._joins = Joins()
         self._ignored = _Ignored(rule.ignore)
         self._held = Persistence(for_s=rule.for_s, gap_s=rule.gap_s, clear_s=rule.clear_s, hold_s=rule.hold_s)
+        self._said: dict[str, Finding] = {}
 
-    def tick(self, snapshot: Snapshot) -> Iterator[Finding]:
+    def tick(self, snapshot: Snapshot) -> list[Finding]:
+        """Return what holds now. In a storm the numbers of a finding may be as many ticks old as turns take."""
         self._held.state.align(snapshot.latest(self.rule.metric).entities)
         reading, verdict = self._test.ask(snapshot, self._held.active)
         answer = np.where(self._ignored.mask(reading.entities), np.int8(0), verdict.answer)
         for number, guard in enumerate(self._guards):
             answer = np.minimum(answer, self._guard(number, guard, reading, snapshot))
         active = self._held.update(reading.entities, answer, reading.time_ns, snapshot.now_ns)
-        for row in np.flatnonzero(active):
-            yield self._finding(int(row), reading, verdict, snapshot.now_ns)
+        rows: list[int] = np.flatnonzero(active).tolist()
+        turns = -(-len(rows) // _FRESH_MAX)
+        turn = snapshot.now_ns // _SECOND % turns if turns else 0
+        before, names, said = self._said, reading.entities, {}
+        for row in rows:
+            known = before.get(names[row]) if row % turns != turn else None
+            said[names[row]] = known or self._finding(row, reading, verdict, snapshot.now_ns)
+        self._said = said
+        return list(said.values())
 
     def _guard(self, number: int, guard: Test, reading: Reading, snapshot: Snapshot) -> NDArray[np.int8]:
         """The guard's answer for the rule's own series: what is not yes is no, an unknown too."""

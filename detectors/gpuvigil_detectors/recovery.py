@@ -36,6 +36,7 @@ class Recovery:
     def __init__(self, table: RecoveryTable) -> None:
         self._actions = {row.code: row for row in table.action}
         self._words: dict[str, _Word] = {}
+        self._told: dict[tuple[str, str], tuple[Finding, int, Finding]] = {}
 
     def take(self, event: FactEvent, now_ns: int) -> None:
         """Note a recovery_action event or an Xid 154; a line without a readable code is for a person.
@@ -65,24 +66,45 @@ class Recovery:
 
     def apply(self, findings: list[Finding], now_ns: int) -> list[Finding]:
         """Put the driver's action into Xid findings of its GPU, and add its own finding of the same class."""
-        out = [self._outranked(finding) for finding in findings]
+        out = self._outrank(findings)
+        worst = self._worst(findings)
         for entity, word in self._words.items():
             action = self._actions.get(word.code)
             if action is not None and action.severity == "info":
                 continue
-            worst = max(
-                (f for f in findings if f.entity == entity and f.notify),
-                key=lambda f: SEVERITIES.index(f.severity),
-                default=None,
-            )
-            word.fault_class = word.fault_class or (worst.fault_class if worst else "")
+            word.fault_class = word.fault_class or (worst[entity].fault_class if entity in worst else "")
             out.append(self._finding(entity, word, action, now_ns))
         return out
 
-    def _outranked(self, finding: Finding) -> Finding:
-        word = self._words.get(finding.entity)
-        if word is None or not finding.rule.startswith("xid_") or not finding.notify:
-            return finding
+    def _worst(self, findings: list[Finding]) -> dict[str, Finding]:
+        """The gravest finding that notifies of every GPU with a word; the first among equals."""
+        worst: dict[str, Finding] = {}
+        for finding in findings:
+            if not finding.notify or finding.entity not in self._words:
+                continue
+            before = worst.get(finding.entity)
+            if before is None or _gravity(finding) > _gravity(before):
+                worst[finding.entity] = finding
+        return worst
+
+    def _outrank(self, findings: list[Finding]) -> list[Finding]:
+        """The driver's word in place of the catalogue's; what was said of the same finding is said again."""
+        out, told = [], {}
+        for finding in findings:
+            word = self._words.get(finding.entity)
+            if word is None or not finding.rule.startswith("xid_") or not finding.notify:
+                out.append(finding)
+                continue
+            key = (finding.rule, finding.entity)
+            known = self._told.get(key)
+            if known is None or known[0] is not finding or known[1] != word.code:
+                known = (finding, word.code, self._outranked(finding, word))
+            told[key] = known
+            out.append(known[2])
+        self._told = told
+        return out
+
+    def _outranked(self, finding: Finding, word: _Word) -> Finding:
         action = self._actions.get(word.code)
         name = action.name if action else f"code {word.code}: for a person"
         facts = (*((k, v) for k, v in finding.evidence.facts if k != "action"), ("action", f"driver: {name}"))
@@ -137,6 +159,10 @@ class Recovery:
             lapsed = now_ns - word.heard_ns > _HOLD_S * _SECOND
             if lapsed or said_none.get(entity, 0) > word.heard_ns:
                 del self._words[entity]
+
+
+def _gravity(finding: Finding) -> int:
+    return SEVERITIES.index(finding.severity)
 
 
 def _hex(text: str) -> int:

@@ -38,7 +38,9 @@ class Rules:
     name = "rules"
 
     def __init__(self) -> None:
-        self._xids = CodeReports(catalogue.load("xid", catalogue.CodeTable), "Xid")
+        xids = catalogue.load("xid", catalogue.CodeTable)
+        self._xids = CodeReports(xids, "Xid")
+        self._beside = {row.beside_rule for row in xids.by_code().values() if row.beside_rule}
         self._sxids = CodeReports(catalogue.load("sxid", catalogue.CodeTable), "SXid")
         self._recovery = Recovery(catalogue.load("recovery", catalogue.RecoveryTable))
         self._metrics = MetricRules()
@@ -50,9 +52,12 @@ class Rules:
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Return everything that holds now."""
         snapshot = Cached(snapshot)
-        self._watch_boots(snapshot)
+        self._remember(snapshot)
+        for node, fact in snapshot.nodes.items():
+            self._watch_boot(node, fact.boot_id, snapshot.now_ns)
         for event in snapshot.events:
-            self._take(event, snapshot.now_ns)
+            if not event.judged:
+                self._take(event, snapshot.now_ns)
         self._recovery.read(snapshot)
         readings = self._metrics.tick(snapshot)
         codes = self._with_readings(self._xids.findings(snapshot.now_ns), readings)
@@ -64,14 +69,28 @@ class Rules:
         """Reports forgotten because too many different ones came."""
         return self._xids.dropped + self._sxids.dropped
 
+    def _remember(self, snapshot: Snapshot) -> None:
+        """Rebuild what an earlier run knew, boots in between included.
+
+        The recovery action is left out: readings end it, which no event tells, and bring it back in a minute.
+        """
+        seen: set[tuple[str, str]] = set()
+        for event in snapshot.events:
+            if not event.judged:
+                continue
+            if (event.node, event.boot_id) not in seen:  # an old boot's backlog is no boot
+                seen.add((event.node, event.boot_id))
+                self._watch_boot(event.node, event.boot_id, min(event.time_ns, snapshot.now_ns))
+            self._take(event, snapshot.now_ns)
+
     def _take(self, event: FactEvent, now_ns: int) -> None:
         if event.kind == "xid":
-            if event.code == RECOVERY_XID:
+            if event.code == RECOVERY_XID and not event.judged:
                 self._recovery.take(event, now_ns)
             self._xids.take(event, now_ns)
         elif event.kind == "sxid":
             self._sxids.take(event, now_ns)
-        elif event.kind == "recovery_action":
+        elif event.kind == "recovery_action" and not event.judged:
             self._recovery.take(event, now_ns)
         elif event.kind == "gpu_returned":
             self._xids.clear(f"{event.node}/{event.entity}", min(event.time_ns, now_ns))
@@ -79,17 +98,19 @@ class Rules:
         elif event.kind == "kernel":
             self._take_line(event, now_ns)
 
-    def _watch_boots(self, snapshot: Snapshot) -> None:
-        """A node that booted has reset its GPUs: what is not sticky is over."""
-        for node, fact in snapshot.nodes.items():
-            before = self._boots.get(node)
-            self._boots[node] = fact.boot_id
-            if before is not None and before != fact.boot_id:
-                self._xids.clear(f"{node}/", snapshot.now_ns)
+    def _watch_boot(self, node: str, boot_id: str, now_ns: int) -> None:
+        """A node that booted has reset its GPUs: what is not sticky is over. A restarted agent is no boot."""
+        boot = boot_id.rpartition(".")[0] or boot_id  # <kernel boot id>.<generation of the agent's spool>
+        before = self._boots.get(node)
+        self._boots[node] = boot
+        if before is not None and before != boot:
+            self._xids.clear(f"{node}/", now_ns)
 
     def _with_readings(self, codes: list[Finding], readings: list[Finding]) -> list[Finding]:
         """A report whose class depends on a reading takes it once the reading is there."""
-        standing = {(finding.rule, finding.entity) for finding in readings}
+        standing = {(finding.rule, finding.entity) for finding in readings if finding.rule in self._beside}
+        if not standing:
+            return codes
         out = []
         for finding in codes:
             row = self._xids.row(int(dict(finding.evidence.facts).get("code", "0")))
