@@ -1,4 +1,4 @@
-"""Ten demos, seeds derived from the commit: every fault found with class and target, how late, no false alarm.
+"""Ten demos, seeds derived from the commit: every fault found, class and target right, no false alarm.
 
 Each demo is the shipped command in processes of its own; the judge is its published rule (docs/demo.md).
 usage: bench_demo_seeds.py [--quick] [--seeds 10] [--parallel 2] [--commit HASH]
