@@ -1,7 +1,8 @@
-"""Forecast: each series against its own prediction from level, trend and time of day.
+"""Forecast: each series against its own predictions from level, trend and time of day.
 
-Double exponential smoothing with an additive daily season, one vectorised step a column; the score is the
-residual in robust units of the series' own past residuals. State is learned only from learnable columns.
+Two levels, a quick one and a slow one: a jump is odd against both, a creep against the slow one only, and a
+series is as odd as the worse of its two residuals, each in robust units of its own past. One vectorised step
+a column; state is learned only from learnable columns.
 Source: Holt 1957, Winters 1960; residual scale by exponentially weighted absolute deviation.
 Blind spot: a fault that was there from the first reading on is this series' normal.
 """
@@ -24,21 +25,23 @@ _KIND: Final = "forecast"
 _TO_SIGMA: Final = 1.2533  # mean absolute deviation -> standard deviation, normal data
 _SCORE_MAX: Final = 50.0  # beyond it odd is odd
 _LONG_RUN: Final = 1e-4  # about three hours at 1 Hz
-_CLIP: Final = 4.0  # sigmas by which one reading may move the state
+_CLIP: Final = 200.0  # sigmas by which one reading may move the state: a bound on absurd numbers alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothing:
-    """Weights of one reading in level, trend, residual scale and season; readings before the first opinion.
+    """Weights of one reading in levels, trend, residual scale and season; readings before the first opinion.
 
     season_bins 0 turns the season off; a bin speaks once it was visited on two days.
+    scale is slow, so that a fault that lasts does not become its own yardstick.
     sigma_floor_share: residuals below this share of the level are rounding, not oddness; and below
     wide_floor_share of the series' own long-run spread, so that a quiet stretch makes no alarm of the usual.
     """
 
     level: float = 0.1
+    slow: float = 0.01
     trend: float = 0.0
-    scale: float = 0.02
+    scale: float = 1e-4
     season: float = 0.3
     season_bins: int = 0
     warmup: int = 60
@@ -55,7 +58,7 @@ class Forecast:
         self.smoothing = smoothing or Smoothing()
         bins = (max(1, self.smoothing.season_bins),)
         self.state = SeriesState(
-            level=("f8", np.nan, ()), trend=("f8", 0.0, ()), scale=("f8", 0.0, ()), count=("i8", 0, ()),
+            level=("f8", np.nan, (2,)), trend=("f8", 0.0, ()), scale=("f8", 0.0, (2,)), count=("i8", 0, ()),
             mean=("f8", 0.0, ()), wide=("f8", 0.0, ()),
             season=("f8", 0.0, bins), visits=("i8", 0, bins), bin=("i8", -1, ()),
         )  # fmt: skip
@@ -106,43 +109,51 @@ class Forecast:
         values = window.values[0, :, column].astype(np.float64)
         present, smoothing = np.isfinite(values), self.smoothing
         slot, season = self._season(state, int(window.time_ns[column]))
-        predicted = state["level"] + state["trend"] + season
-        residual = np.where(present, values - predicted, np.nan)
-        floor = smoothing.sigma_floor_share * np.abs(state["level"]) + np.finfo(np.float32).tiny
-        wide = smoothing.wide_floor_share * _TO_SIGMA * state["wide"]
-        sigma = np.maximum(np.maximum(_TO_SIGMA * state["scale"], floor), wide)
-        ready = present & (state["count"] >= smoothing.warmup)
-        score = np.where(ready, np.minimum(np.abs(residual) / sigma, _SCORE_MAX), np.nan)
+        residual = (values - season)[:, None] - state["level"]
+        residual[:, 0] -= state["trend"]
+        floor = np.maximum(
+            smoothing.sigma_floor_share * np.abs(state["level"][:, 1]) + np.finfo(np.float32).tiny,
+            smoothing.wide_floor_share * _TO_SIGMA * state["wide"],
+        )
+        sigma = np.maximum(_TO_SIGMA * state["scale"], floor[:, None])
+        odd = np.minimum((np.abs(residual) / sigma).max(axis=1), _SCORE_MAX)
+        score = np.where(present & (state["count"] >= smoothing.warmup), odd, np.nan)
         learn = present & window.learnable[:, column] & (window.time_ns[column] > self.learned_ns)
-        self._move(state, learn, values, residual, sigma)
-        if slot is not None:
-            self._move_season(state, learn, values, slot)
+        if learn.any():
+            self._move(state, np.flatnonzero(learn), values, residual, sigma)
+            if slot is not None:
+                self._move_season(state, learn, values, slot)
         return score.astype(np.float32)
 
     def _move(
-        self, state: dict[str, Array], learn: Array, values: Array, residual: Array, sigma: Array
+        self, state: dict[str, Array], learn: NDArray[np.int64], values: Array, residual: Array, sigma: Array
     ) -> None:
-        smoothing, first = self.smoothing, learn & (state["count"] == 0)
-        ready = state["count"] >= smoothing.warmup
-        step = np.where(ready, np.clip(residual, -_CLIP * sigma, _CLIP * sigma), residual)
-        early = 1.0 / (state["count"] + 1.0)  # equal weights at first: the mean of what was seen
-        move = learn & ~first
-        state["level"][move] += (np.maximum(smoothing.level, early) * step + state["trend"])[move]
-        state["trend"][move] += (smoothing.trend * smoothing.level * step)[move]
-        weight = np.maximum(smoothing.scale, early)
-        state["scale"][move] += (weight * (np.abs(step) - state["scale"]))[move]
-        long_run = np.maximum(_LONG_RUN, early)
-        gap = np.clip(values - state["mean"], -1e30, 1e30)
-        state["wide"][move] += (long_run * (np.abs(gap) - state["wide"]))[move]
-        state["mean"][move] += (long_run * gap)[move]
-        state["level"][first] = state["mean"][first] = values[first]
+        """Move the rows `learn`: equal weights at first, the mean of what was seen, then each its own."""
+        smoothing, count, value = self.smoothing, state["count"][learn], values[learn]
+        early = 1.0 / (count + 1.0)
+        reach = np.where((count >= smoothing.warmup)[:, None], _CLIP * sigma[learn], 1e30)
+        step = np.clip(residual[learn], -reach, reach)
+        weight = np.maximum((smoothing.level, smoothing.slow), early[:, None])
+        level = state["level"][learn] + weight * step
+        level[:, 0] += state["trend"][learn]
+        scale = state["scale"][learn]
+        scale += np.maximum(smoothing.scale, early)[:, None] * (np.abs(step) - scale)
+        long_run, mean, wide = np.maximum(_LONG_RUN, early), state["mean"][learn], state["wide"][learn]
+        gap = np.clip(value - mean, -1e30, 1e30)
+        first = count == 0
+        level[first] = value[first, None]
+        scale[first] = 0.0
+        state["level"][learn], state["scale"][learn] = level, scale
+        state["trend"][learn] += np.where(first, 0.0, smoothing.trend * smoothing.level * step[:, 0])
+        state["wide"][learn] = np.where(first, 0.0, wide + long_run * (np.abs(gap) - wide))
+        state["mean"][learn] = np.where(first, value, mean + long_run * gap)
         state["count"][learn] += 1
 
     def _season(self, state: dict[str, Array], time_ns: int) -> tuple[int | None, Array]:
         """This column's time of day and what it adds; 0 until the bin was visited on two days."""
         bins = self.smoothing.season_bins
         if not bins:
-            return None, np.zeros(len(state["level"]))
+            return None, np.zeros(len(state["count"]))
         slot = int(time_ns // _SECOND % _DAY_S * bins // _DAY_S)
         return slot, np.where(state["visits"][:, slot] >= 2, state["season"][:, slot], 0.0)
 
@@ -150,6 +161,6 @@ class Forecast:
         entered = learn & (state["bin"] != slot)
         state["visits"][entered, slot] += 1
         state["bin"][learn] = slot
-        gap = values - state["level"] - state["season"][:, slot]
+        gap = values - state["level"][:, 0] - state["season"][:, slot]
         settled = learn & (state["count"] > self.smoothing.warmup)
         state["season"][settled, slot] += (self.smoothing.season * self.smoothing.level * gap)[settled]

@@ -65,7 +65,7 @@ class _Running:
         self._said: dict[str, Finding] = {}
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
-        """Return what holds now. In a storm the numbers of a finding may be as many ticks old as turns take."""
+        """Return what holds now; in a storm a finding's numbers may be as many ticks old as turns take."""
         self._held.state.align(snapshot.latest(self.rule.metric).entities)
         reading, verdict = self._test.ask(snapshot, self._held.active)
         answer = np.where(self._ignored.mask(reading.entities), np.int8(0), verdict.answer)

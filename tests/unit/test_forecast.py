@@ -53,12 +53,12 @@ def test_a_daily_season_is_learned():
     step_s = 900
     day = np.sin(np.arange(96 * 8) / 96 * 2 * np.pi) * 10 + 50
     values = np.stack([day, day]) + 0.2 * np.random.default_rng(2).normal(size=(2, len(day)))
-    seasonal = Forecast(Smoothing(season_bins=96, season=5.0, level=0.05))
-    plain = Forecast(Smoothing(level=0.05))
+    seasonal = Forecast(Smoothing(season_bins=96, season=5.0, level=0.05, scale=0.02))
+    plain = Forecast(Smoothing(level=0.05, scale=0.02))
     view = window(values, step_s=step_s)
     seasonal.learn(view)
     plain.learn(view)
-    assert seasonal.state["scale"].max() < plain.state["scale"].min() / 2
+    assert seasonal.state["scale"][:, 0].max() < plain.state["scale"][:, 0].min() / 2
 
 
 def test_a_dump_comes_back_and_a_changed_one_is_refused():
