@@ -116,6 +116,11 @@ class Journal:
             self.fault = ""
         self._backlog = []
 
+    @property
+    def waiting(self) -> bool:
+        """Tell whether changes wait for a disk that fails."""
+        return bool(self._backlog)
+
     def _write(self, changes: list[Change], incidents: Iterable[Incident]) -> None:
         sequence, head = self._sequence, self.head
         rows = []

@@ -28,6 +28,10 @@ class StoreReader(Protocol):
         """One view of the fleet; drains the events that came since the last one."""
         ...
 
+    def mark_judged(self) -> None:
+        """Note that the newest snapshot's events are judged and what came of them is journaled."""
+        ...
+
     def wait_events(self, timeout_s: float) -> bool:
         """Wait until an event came; False when the time was up first."""
         ...
@@ -119,6 +123,8 @@ class Pipeline:
         if due:
             self._touched_ns = tick.now_ns
         self.journal.record(tick.changes, self.tracker.open.values() if due else ())
+        if not self.journal.waiting:
+            self.store.mark_judged()
 
     def _publish(self, tick: Tick) -> None:
         self.counts.count_changes(tick.changes)

@@ -10,21 +10,18 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from gpuvigil_collector.ingest import frames
-from gpuvigil_collector.ingest.intervals import IntervalSet
 from gpuvigil_collector.ingest.ring import SETTLE_S, WINDOW_MAX_S, Plane
+from gpuvigil_collector.store_events import EventQueue
 from gpuvigil_collector.store_layout import SECOND_NS, Index, Layout
 from gpuvigil_collector.store_registry import Registry
 from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, Window
 
-EVENTS_MAX: Final = 100_000
-BOOTS_PER_NODE: Final = 16
 _SAVE_INTERVAL_NS: Final = 60 * SECOND_NS
 
 
@@ -89,22 +86,26 @@ class Store:
         self._nodes = self._registry.load()
         self._unsaved: set[str] = set()
         self._saved_ns = 0
-        self._events: deque[FactEvent] = deque()
-        self._events_seen: dict[tuple[str, str], IntervalSet] = {}
+        self._events = EventQueue(state_directory / "judged.sqlite")
         self._ledger: dict[tuple[str, str, str], frames.LedgerRow] = {}
         self._layout = Layout()
         self._counters: dict[int, dict[str, float]] = {}
         self._ended: dict[str, float] = {}
-        self._dropped = 0
 
     def snapshot(self, now_ns: int) -> StoreSnapshot:
         """Return this tick's view, with the events that came since the last call."""
         with self._lock:
-            events = tuple(self._events)
-            self._events.clear()
+            events = self._events.take()
             nodes = dict(self._nodes)
         self._save(now_ns)
         return StoreSnapshot(now_ns, events, nodes, self)
+
+    def mark_judged(self) -> None:
+        """Note that the newest snapshot's events are judged and journaled: no news after a restart."""
+        with self._lock:
+            rows = self._events.judged()
+        if rows:
+            self._events.write(rows)
 
     def wait_events(self, timeout_s: float) -> bool:
         """Wait until an event is there for the next snapshot; False after `timeout_s` without one."""
@@ -138,7 +139,8 @@ class Store:
             for counters in self._counters.values():
                 for name, value in counters.items():
                     total[name] = total.get(name, 0.0) + value
-            total["events_dropped_total"] = self._dropped
+            total["events_dropped_total"] = self._events.dropped
+            total["judged_failures_total"] = self._events.failures
             total["nodes_connected"] = sum(fact.connected for fact in self._nodes.values())
         return total
 
@@ -163,6 +165,7 @@ class Store:
         """Save the registry and close it."""
         self._save(time.time_ns(), force=True)
         self._registry.close()
+        self._events.close()
 
     def _save(self, now_ns: int, *, force: bool = False) -> None:
         with self._lock:
@@ -188,7 +191,8 @@ class Store:
                 case frames.Series():
                     self._layout.put(message, planes)
                 case frames.Event():
-                    self._event(message)
+                    if self._events.add(message):
+                        self._arrived.notify_all()
                 case frames.Status():
                     self._status(worker, message)
                 case frames.Ready():
@@ -228,35 +232,9 @@ class Store:
         if fact is not None:
             self._nodes[node] = dataclasses.replace(fact, **changes)
 
-    def _event(self, message: frames.Event) -> None:
-        """Queue an event once: a worker that died before it was durable delivers it again."""
-        seen = self._events_seen.setdefault((message.node, message.boot_id), IntervalSet())
-        if not seen.add(message.sequence, message.sequence):
-            return
-        if len(self._events) >= EVENTS_MAX:
-            self._events.popleft()
-            self._dropped += 1
-        self._events.append(_fact_event(message))
-        self._arrived.notify_all()
-
     def _status(self, worker: int, message: frames.Status) -> None:
         self._counters[worker] = message.counters
         for row in message.ledger:
             self._ledger[row.node, row.boot_id, row.delivery_class] = row
         for node, (seen_ns, offset_ns) in message.seen.items():
             self._change(node, last_seen_ns=seen_ns, clock_offset_ns=offset_ns)
-
-
-def _fact_event(message: frames.Event) -> FactEvent:
-    return FactEvent(
-        node=message.node,
-        time_ns=message.time_ns,
-        kind=message.kind,
-        origin=message.origin,
-        entity=message.entity,
-        code=message.code,
-        text=message.text,
-        fields=message.fields,
-        synthetic=message.synthetic,
-        live=message.live,
-    )

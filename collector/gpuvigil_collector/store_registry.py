@@ -23,13 +23,7 @@ class Registry:
     """Known nodes on disk. Used from one thread at a time."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._db = _open(path)
-        except sqlite3.DatabaseError as error:
-            aside = path.with_suffix(".broken")
-            path.replace(aside)
-            _log.error("registry_unreadable", error=str(error), set_aside=str(aside))
-            self._db = _open(path)
+        self._db = open_or_set_aside(path, _SCHEMA)
 
     def load(self) -> dict[str, NodeFact]:
         """Return all known nodes, none of them connected."""
@@ -53,9 +47,20 @@ class Registry:
         self._db.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def open_or_set_aside(path: Path, schema: str) -> sqlite3.Connection:
+    """Open a file that is no more than a help; an unreadable one is kept aside, and a new one begins."""
+    try:
+        return _open(path, schema)
+    except sqlite3.DatabaseError as error:
+        aside = path.with_suffix(".broken")
+        path.replace(aside)
+        _log.error("file_unreadable", path=str(path), error=str(error), set_aside=str(aside))
+        return _open(path, schema)
+
+
+def _open(path: Path, schema: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
-    db.execute(_SCHEMA)
+    db.execute(schema)
     return db

@@ -41,9 +41,12 @@ class DriverState:
         self._boots: dict[str, str] = {}
 
     def take(self, event: FactEvent, now_ns: int) -> None:
-        """Apply one event at its own time."""
+        """Apply one event at its own time.
+
+        A loss that was judged before is left out: readings end it, and the inventory says it again.
+        """
         entity, node = f"{event.node}/{event.entity}", f"{event.node}/node"
-        if event.kind == "gpu_lost":
+        if event.kind == "gpu_lost" and not event.judged:
             _stand(self.lost, entity, event, now_ns)
         elif event.kind == "gpu_returned":
             self.lost.pop(entity, None)

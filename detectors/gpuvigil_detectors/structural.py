@@ -6,7 +6,7 @@ Blind spot: a source that goes on sending plausible numbers that are wrong.
 from __future__ import annotations
 
 from gpuvigil_detectors import catalogue
-from gpuvigil_detectors.base import Finding, Snapshot
+from gpuvigil_detectors.base import FactEvent, Finding, NodeFact, Snapshot
 from gpuvigil_detectors.cached import Cached
 from gpuvigil_detectors.driver_state import DriverState
 from gpuvigil_detectors.silence import Silence
@@ -29,7 +29,8 @@ class Structural:
         """Return everything that holds now."""
         snapshot = Cached(snapshot)
         for event in snapshot.events:
-            self._driver.take(event, snapshot.now_ns)
+            if not event.judged or _of_this_boot(event, snapshot.nodes):
+                self._driver.take(event, snapshot.now_ns)
         self._driver.inventory(snapshot.nodes, snapshot.now_ns)
         gpus = self._stopped.gpus
         gpus.update(snapshot)
@@ -38,3 +39,9 @@ class Structural:
         found += self._silence.findings(snapshot.nodes, snapshot.now_ns)
         found += self._stopped.findings(snapshot, self._driver)
         return found + self._frozen.findings(snapshot)
+
+
+def _of_this_boot(event: FactEvent, nodes: dict[str, NodeFact]) -> bool:
+    """A new boot, and a new agent too, knows nothing of old driver troubles: it tells its own."""
+    fact = nodes.get(event.node)
+    return fact is not None and fact.boot_id == event.boot_id

@@ -10,11 +10,11 @@ import signal
 import sys
 from pathlib import Path
 
-from gpuvigil_collector.ingest import worker
+from gpuvigil_collector.ingest import frames, worker
 from gpuvigil_collector.ingest.hooks import Hook, no_hook
 from gpuvigil_collector.ingest.ledger import Key
 from gpuvigil_collector.ingest.recorder import Recorder
-from gpuvigil_collector.ingest.segments import MetricRow
+from gpuvigil_collector.ingest.segment_rows import MetricRow
 
 SCRIPT = Path(__file__).resolve()
 
@@ -46,9 +46,26 @@ class LosingRecorder(Recorder):
         super().add_batch(key, [] if self._count % 1000 == 0 else rows, digest, dictionary)
 
 
+class DyingReport(worker.Worker):
+    """A bug in the task that tells the brain each second how the worker is."""
+
+    marker: Path
+
+    def _status(self) -> frames.Status:
+        """Raise once; the marker says that it has happened."""
+        if self.marker.exists():
+            return super()._status()
+        self.marker.write_text("died")
+        raise OverflowError("can't serialize ints >= 2**64")
+
+
 def main(argv: list[str]) -> int:
-    """`failing_worker.py kill POINT HITS MARKER WORKER-ARGUMENTS...` or `lose - 0 - WORKER-ARGUMENTS...`."""
+    """Read `kill POINT HITS MARKER`, `lose - 0 -` or `mute - 0 MARKER`, then a worker's arguments."""
     mode, point, hits, marker, *rest = argv
+    if mode == "mute":
+        DyingReport.marker = Path(marker)
+        worker.Worker = DyingReport
+        return worker.main(rest)
     if mode == "lose":
         return worker.main(rest, no_hook, LosingRecorder)
     return worker.main(rest, killing_hook(point, int(hits), Path(marker)))

@@ -56,6 +56,9 @@ class FakeStore:
         self.arrived.clear()
         return self.fleet.snapshot()
 
+    def mark_judged(self):
+        pass
+
     def wait_events(self, timeout_s):
         return self.arrived.wait(timeout_s)
 

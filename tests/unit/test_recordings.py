@@ -13,7 +13,8 @@ import pytest
 from gpuvigil_collector.ingest.hooks import AFTER_RENAME_BEFORE_LEDGER, BEFORE_SEGMENT_FSYNC
 from gpuvigil_collector.ingest.ledger import Ledger, LedgerFile
 from gpuvigil_collector.ingest.recorder import Recorder, recover
-from gpuvigil_collector.ingest.segments import EventRow, MetricRow, Segments
+from gpuvigil_collector.ingest.segment_rows import EventRow, MetricRow
+from gpuvigil_collector.ingest.segments import Segments
 from gpuvigil_collector.ingest.settings import RecordingsConfig
 from gpuvigil_protos.codec import pack_float32
 from gpuvigil_protos.settings import Bytes

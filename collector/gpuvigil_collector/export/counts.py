@@ -85,7 +85,7 @@ class Counts:
     def count_events(self, snapshot: Snapshot) -> None:
         """Count the Xids among this tick's events; past the bound they share one overflow counter."""
         for event in snapshot.events:
-            if event.kind == "xid":
+            if event.kind == "xid" and not event.judged:
                 self._count_xid(event, Topology(snapshot.nodes))
 
     def _count_xid(self, event: FactEvent, topology: Topology) -> None:

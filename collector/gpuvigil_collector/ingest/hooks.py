@@ -10,6 +10,10 @@ BEFORE_SEGMENT_FSYNC: Final = "before_segment_fsync"
 AFTER_RENAME_BEFORE_LEDGER: Final = "after_rename_before_ledger"
 AFTER_LEDGER_BEFORE_ACK: Final = "after_ledger_before_ack"
 POINTS: Final = (AFTER_RECEIVE, BEFORE_SEGMENT_FSYNC, AFTER_RENAME_BEFORE_LEDGER, AFTER_LEDGER_BEFORE_ACK)
+BEFORE_MERGED_FSYNC: Final = "before_merged_fsync"
+AFTER_MERGED_RENAME: Final = "after_merged_rename"
+BETWEEN_PARTS_DELETED: Final = "between_parts_deleted"
+MERGE_POINTS: Final = (BEFORE_MERGED_FSYNC, AFTER_MERGED_RENAME, BETWEEN_PARTS_DELETED)
 
 Hook = Callable[[str], None]
 

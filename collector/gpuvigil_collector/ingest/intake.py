@@ -23,7 +23,7 @@ from gpuvigil_collector.ingest.recorder import Recorder
 from gpuvigil_collector.ingest.refusal import RefusedError, StreamRejectedError
 from gpuvigil_collector.ingest.ring import SETTLE_S, Plane
 from gpuvigil_collector.ingest.rows import Rows
-from gpuvigil_collector.ingest.segments import EventRow, MetricRow
+from gpuvigil_collector.ingest.segment_rows import EventRow, MetricRow
 from gpuvigil_collector.ingest.session import Session
 from gpuvigil_collector.ingest.validate import Block
 from gpuvigil_protos.v1 import stream_pb2 as pb
@@ -132,7 +132,7 @@ class Intake:
         self._ledger.touch(session.key("events"))
         self._hook(AFTER_RECEIVE)
         self.counters["events_total"] += 1
-        self._brain.send(_fact(row, event.time_ns + session.clock.offset_ns))
+        self._brain.send(event_frame(row))
 
     def _is_known(self, session: Session, name: str, sequence: int) -> bool:
         delivery = session.delivery(name)
@@ -209,10 +209,13 @@ def _event_row(session: Session, event: pb.Event) -> EventRow:
         text=validate.clean_text(event.text),
         fields=[(key, validate.clean_text(value)) for key, value in event.fields.items()],
         synthetic=event.synthetic,
+        clock_offset_ns=session.clock.offset_ns,
     )
 
 
-def _fact(row: EventRow, time_ns: int) -> frames.Event:
+def event_frame(row: EventRow) -> frames.Event:
+    """Return an event as the brain gets it, in the collector's time."""
+    time_ns = row.time_ns + row.clock_offset_ns
     return frames.Event(
         node=row.node,
         boot_id=row.boot_id,

@@ -18,7 +18,8 @@ from typing import Final
 from gpuvigil_collector.ingest.hooks import AFTER_LEDGER_BEFORE_ACK, AFTER_RENAME_BEFORE_LEDGER, Hook
 from gpuvigil_collector.ingest.intervals import IntervalSet
 from gpuvigil_collector.ingest.ledger import Delivery, Key, Ledger, LedgerFile, Row, row_of
-from gpuvigil_collector.ingest.segments import EventRow, MetricRow, Segments, Unit
+from gpuvigil_collector.ingest.segment_rows import EventRow, MetricRow
+from gpuvigil_collector.ingest.segments import Segments, Unit
 from gpuvigil_collector.ingest.settings import RecordingsConfig
 from gpuvigil_protos import log
 
@@ -56,7 +57,8 @@ class Recorder:
         self._file = file
         self._ledger = ledger
         self._hook = hook
-        self._next = max(segments.newest(), file.last_segment()) + 1
+        self.committed = max(segments.newest(), file.last_segment())
+        self._next = self.committed + 1
         self._pending = self._new_pending()
         self._stuck: _Flush | None = None
         self._on_durable: list[Callable[[frozenset[Key]], None]] = []
@@ -164,6 +166,7 @@ class Recorder:
 
     def _done(self, flush: _Flush) -> None:
         self._stuck = None
+        self.committed = flush.unit.number
         self.counters["segments_total"] += 1
         for key, received in flush.received.items():
             self._ledger.delivery(key).durable = received

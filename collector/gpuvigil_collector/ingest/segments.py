@@ -1,84 +1,40 @@
-"""Recording segments: Parquet files that are whole or not there, and within a quota.
+"""Recording segments: Parquet files that are whole or not there, within a quota, few in the end.
 
-A segment is written beside its name, fsynced, renamed, and its folder fsynced; only then may a ledger say
-that what it holds is durable. Metrics: one row a block of a batch, values as the agent sent them, so that
-the batch's checksum can be checked again (readers take out what is outside the catalogue's range). Events:
-one row each. Dictionaries are JSON files named by their SHA-256, on disk before a segment refers to them.
+Only when a segment is on disk may a ledger say that what it holds is durable. Metrics: one row a block of a
+batch, values as the agent sent them, so that the batch's checksum can be checked again (readers take out
+what is outside the catalogue's range). Events: one row each. Small segments are merged off the hot path.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import re
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import threading
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpuvigil_collector.ingest.hooks import BEFORE_SEGMENT_FSYNC, Hook
+from gpuvigil_collector.ingest import merging, segment_names, segment_reader
+from gpuvigil_collector.ingest.dictionaries import Dictionaries
+from gpuvigil_collector.ingest.files import TEMPORARY, put, sync_folder
+from gpuvigil_collector.ingest.hooks import (
+    AFTER_MERGED_RENAME,
+    BEFORE_MERGED_FSYNC,
+    BEFORE_SEGMENT_FSYNC,
+    BETWEEN_PARTS_DELETED,
+    Hook,
+)
 from gpuvigil_collector.ingest.ledger import Key
+from gpuvigil_collector.ingest.merging import File
+from gpuvigil_collector.ingest.segment_rows import STRINGS, EventRow, MetricRow, event_table, metric_table
+from gpuvigil_protos import log
 
-_NAME: Final = re.compile(r"(?P<kind>metrics|events)-(?P<worker>\d{2})-(?P<number>\d{12})\.parquet\Z")
-_TEMPORARY: Final = ".tmp"
-
-
-class MetricRow(NamedTuple):
-    """One block of a batch. block counts from 0; a batch without blocks is one row with blocks = 0."""
-
-    node: str
-    boot_id: str
-    sequence: int
-    crc: int
-    role: str
-    block: int
-    blocks: int
-    dictionary_hash: str
-    group: int
-    received_ns: int
-    tick_ns: Sequence[int]
-    values: bytes
-
-
-class EventRow(NamedTuple):
-    """One event as it came, its text escaped."""
-
-    node: str
-    boot_id: str
-    sequence: int
-    role: str
-    time_ns: int
-    received_ns: int
-    kind: str
-    origin: str
-    entity: str
-    code: int
-    text: str
-    fields: list[tuple[str, str]]
-    synthetic: bool
-
-
-_METRIC_HEAD: Final = pa.schema(
-    [
-        ("node", pa.string()), ("boot_id", pa.string()), ("sequence", pa.int64()), ("crc", pa.uint32()),
-        ("role", pa.string()), ("block", pa.int32()), ("blocks", pa.int32()),
-        ("dictionary_hash", pa.string()), ("group", pa.int64()), ("received_ns", pa.int64()),
-    ]
-)  # fmt: skip
-_EVENT_SCHEMA: Final = pa.schema(
-    [
-        ("node", pa.string()), ("boot_id", pa.string()), ("sequence", pa.int64()), ("role", pa.string()),
-        ("time_ns", pa.int64()), ("received_ns", pa.int64()), ("kind", pa.string()), ("origin", pa.string()),
-        ("entity", pa.string()), ("code", pa.int64()), ("text", pa.string()),
-        ("fields", pa.map_(pa.string(), pa.string())), ("synthetic", pa.bool_()),
-    ]
-)  # fmt: skip
-_STRINGS: Final = ["node", "boot_id", "role", "dictionary_hash", "kind", "origin", "entity"]
+_MERGE_SHARE: Final = 4  # a merge needs its parts' size twice for a moment: at most this part of the quota
+_log = log.get("recordings")
 
 
 @dataclass(slots=True)
@@ -92,122 +48,150 @@ class Unit:
 
 
 class Segments:
-    """One worker's segment files. Every method may raise OSError (disk full, gone, read-only)."""
+    """One worker's files. One thread may write, another merge. Methods may raise OSError (disk full)."""
 
     def __init__(self, directory: Path, worker: int, quota_bytes: int, hook: Hook) -> None:
         self._directory = directory
         self._worker = worker
         self._quota_bytes = quota_bytes
         self._hook = hook
-        self._dictionaries = directory / "dictionaries"
-        self._dictionaries.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
-        self._files: deque[tuple[Path, int]] = deque((path, path.stat().st_size) for path in self._own())
-        self._written_dictionaries = {path.stem for path in self._dictionaries.glob("*.json")}
-        self.bytes = sum(size for _, size in self._files)
+        self.dictionaries = Dictionaries(directory)
+        self._lock = threading.Lock()  # over _files and bytes; no reading or writing of files under it
+        self._unreadable: set[Path] = set()
+        counting = self._clean_up()
+        self._files = [_file(path, path.stat().st_size) for path in counting]
+        self.bytes = sum(file.size for file in self._files)
         self.deleted = 0
 
-    def _own(self, after: int = 0) -> list[Path]:
-        found = []
-        for path in self._directory.glob(f"*-{self._worker:02}-*.parquet"):
-            name = _NAME.match(path.name)
-            if name is not None and int(name["number"]) > after:
-                found.append((name["number"], path))
-        return [path for _, path in sorted(found)]
-
-    def _remove_unfinished(self) -> None:
-        for path in self._directory.glob(f"*-{self._worker:02}-*{_TEMPORARY}"):
+    def _clean_up(self) -> list[Path]:
+        """Finish what a crash left: unfinished files and merged parts go. Return the files that count."""
+        for path in self._directory.glob(f"*-{self._worker:02}-*{TEMPORARY}"):
             path.unlink(missing_ok=True)
+        counting, superseded = segment_names.split(self._directory.glob(f"*-{self._worker:02}-*.parquet"))
+        for path in superseded:
+            path.unlink(missing_ok=True)
+        return counting
 
     def newest(self) -> int:
-        """Return the newest number on disk, 0 for none."""
-        names = (_NAME.match(path.name) for path in self._own())
-        return max((int(name["number"]) for name in names if name), default=0)
+        """Return the newest flush's number on disk, 0 for none."""
+        return max((file.name.last for file in self._files), default=0)
+
+    @property
+    def count(self) -> int:
+        """Return how many files there are."""
+        return len(self._files)
 
     def write(self, unit: Unit) -> None:
         """Put the unit on disk, dictionaries first. When it returns, all of it is there after a power cut."""
-        for digest, text in unit.dictionaries.items():
-            if digest not in self._written_dictionaries:
-                self._put(self._dictionaries / f"{digest}.json", functools.partial(_write_bytes, text))
-                self._written_dictionaries.add(digest)
-        if unit.dictionaries:
-            _sync_folder(self._dictionaries)
+        self.dictionaries.keep(unit.dictionaries)
         if unit.metrics:
             self._segment("metrics", unit.number, metric_table(unit.metrics))
         if unit.events:
             self._segment("events", unit.number, event_table(unit.events))
-        _sync_folder(self._directory)
-        self._enforce_quota()
+        sync_folder(self._directory)
+        self._enforce_quota(self._quota_bytes)
 
     def _segment(self, kind: str, number: int, table: pa.Table) -> None:
-        path = self._directory / f"{kind}-{self._worker:02}-{number:012}.parquet"
-        strings = [name for name in _STRINGS if name in table.column_names]
+        path = self._directory / segment_names.part(kind, self._worker, number)
+        strings = [name for name in STRINGS if name in table.column_names]
 
         def write(file: Any) -> None:
             pq.write_table(table, file, compression="zstd", use_dictionary=strings, write_statistics=False)
 
-        size = self._put(path, write)
-        self._files.append((path, size))
-        self.bytes += size
+        size = put(path, write, lambda: self._hook(BEFORE_SEGMENT_FSYNC))
+        with self._lock:
+            self._replace([file for file in self._files if file.path == path], _file(path, size))
 
-    def _put(self, path: Path, write: Callable[[Any], object]) -> int:
-        temporary = path.with_name(path.name + _TEMPORARY)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            self._hook(BEFORE_SEGMENT_FSYNC)
-            os.fsync(file.fileno())
-            size = file.tell()
-        temporary.rename(path)
-        return size
+    def _replace(self, old: list[File], new: File) -> None:
+        gone = set(old)
+        kept = [file for file in self._files if file not in gone] if gone else self._files
+        self._files = [*kept, new]
+        if gone:
+            self._files.sort(key=lambda file: file.name)
+        self.bytes += new.size - sum(file.size for file in old)
 
-    def _enforce_quota(self) -> None:
-        while self.bytes > self._quota_bytes and len(self._files) > 1:
-            path, size = self._files.popleft()
-            path.unlink(missing_ok=True)
-            self.bytes -= size
-            self.deleted += 1
+    def _enforce_quota(self, room_bytes: int) -> None:
+        while True:
+            with self._lock:
+                if self.bytes <= room_bytes or len(self._files) <= 1:
+                    return
+                file = self._files.pop(0)
+                self.bytes -= file.size
+                self.deleted += 1
+            file.path.unlink(missing_ok=True)
+
+    def merge(self, committed: int, older_than_s: float) -> bool:
+        """Merge one run of small segments of flushes up to `committed`; False when there is none to merge.
+
+        One call at a time. Parts that cannot be read are left alone from then on. Raises OSError.
+        """
+        group = self._choose(committed, older_than_s)
+        total = sum(file.size for file in group)
+        if not group or total * _MERGE_SHARE > self._quota_bytes:
+            return False
+        self._enforce_quota(self._quota_bytes - total)
+        first, last = group[0].name, group[-1].name
+        path = self._directory / segment_names.merged(first.kind, self._worker, first.first, last.last)
+        size = self._put_merged(path, group)
+        if not size:
+            return False
+        sync_folder(self._directory)
+        self._hook(AFTER_MERGED_RENAME)
+        self._take_place(group, _file(path, size))
+        return True
+
+    def _put_merged(self, path: Path, group: list[File]) -> int:
+        """Write the merged file; 0 when a part is gone or unreadable."""
+
+        def write(file: Any) -> None:
+            merging.write((part.path for part in group), file)
+
+        try:
+            return put(path, write, lambda: self._hook(BEFORE_MERGED_FSYNC))
+        except (OSError, pa.ArrowException) as error:
+            path.with_name(path.name + TEMPORARY).unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):  # the quota took it
+                return 0
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            self._unreadable.update(part.path for part in group)
+            _log.error("recordings_not_merged", first=group[0].path.name, parts=len(group), error=str(error))
+            return 0
+
+    def _choose(self, committed: int, older_than_s: float) -> list[File]:
+        def is_old(file: File) -> bool:
+            with contextlib.suppress(FileNotFoundError):  # the quota took it
+                return time.time() - file.path.stat().st_mtime >= older_than_s
+            return False
+
+        with self._lock:
+            files = [file for file in self._files if file.path not in self._unreadable]
+        runs = (
+            merging.choose((file for file in files if file.name.kind == kind), committed, is_old)
+            for kind in segment_names.KINDS
+        )
+        return next((run for run in runs if run), [])
+
+    def _take_place(self, group: list[File], whole: File) -> None:
+        with self._lock:
+            still = set(self._files)
+            self._replace([part for part in group if part in still], whole)
+        for part in group:
+            part.path.unlink(missing_ok=True)
+            self._hook(BETWEEN_PARTS_DELETED)
+        sync_folder(self._directory)
 
     def keys_after(self, number: int) -> Iterable[tuple[Key, int]]:
         """Yield (key, sequence) of the rows in segments newer than `number`, which no ledger covers."""
-        for path in self._own(after=number):
-            delivery_class = path.name.partition("-")[0]
-            table = pq.read_table(path, columns=["node", "boot_id", "sequence"])
-            for node, boot, sequence in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                yield (node, boot, delivery_class), sequence
+        return segment_reader.keys(file.path for file in self._files if file.name.last > number)
+
+    def recent_events(self) -> list[EventRow]:
+        """Return the newest recorded events, oldest first; see segment_reader."""
+        paths = [file.path for file in self._files if file.name.kind == "events"]
+        return segment_reader.recent_events(paths, time.time_ns())
 
 
-def _write_bytes(data: bytes, file: Any) -> None:
-    file.write(data)
-
-
-def metric_table(rows: list[MetricRow]) -> pa.Table:
-    """Return the rows as columns; ticks and values become lists without a Python object a sample."""
-    *head, ticks, values = zip(*rows, strict=True)
-    columns = [pa.array(column, kind.type) for column, kind in zip(head, _METRIC_HEAD, strict=True)]
-    tick_counts = np.fromiter(map(len, ticks), np.int64, len(ticks))
-    flat_ticks = np.fromiter((tick for row in ticks for tick in row), np.int64, int(tick_counts.sum()))
-    value_bytes = np.fromiter(map(len, values), np.int64, len(values))
-    flat_values = pa.array(np.frombuffer(b"".join(values), "<f4"))
-    columns.append(pa.ListArray.from_arrays(_offsets(tick_counts), pa.array(flat_ticks)))
-    columns.append(pa.ListArray.from_arrays(_offsets(value_bytes // 4), flat_values))
-    return pa.Table.from_arrays(columns, names=[*_METRIC_HEAD.names, "tick_ns", "values"])
-
-
-def event_table(rows: list[EventRow]) -> pa.Table:
-    """Return the events as columns."""
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _EVENT_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=_EVENT_SCHEMA)
-
-
-def _offsets(counts: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-
-
-def _sync_folder(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _file(path: Path, size: int) -> File:
+    name = segment_names.parse(path)
+    assert name is not None, path
+    return File(path, size, name)

@@ -12,12 +12,14 @@ class RecordingsConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True,
     """Parquet segments. An empty directory means state_directory/recordings.
 
     pending_max bounds what waits in memory while the disk does not take it: beyond it agents are told to
-    wait (RESOURCE_EXHAUSTED), and keep their data in their spools.
+    wait (RESOURCE_EXHAUSTED), and keep their data in their spools. Small segments are merged into one file
+    once the oldest is merge_after old.
     """
 
     directory: str = ""
     quota: Bytes = Bytes(10 << 30)
     flush_interval: Seconds = Seconds(2)
+    merge_after: Seconds = Seconds(600)
     pending_max: Bytes = Bytes(64 << 20)
 
 
@@ -44,6 +46,7 @@ class IngestConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
         _within(self.series_max, 1, 100_000, f"{origin}: ingest.series_max")
         _within(self.series_capacity, self.series_max, 1 << 24, f"{origin}: ingest.series_capacity")
         _within(self.recordings.flush_interval, 0.05, 10, f"{origin}: ingest.recordings.flush_interval")
+        _within(self.recordings.merge_after, 0.1, 86_400, f"{origin}: ingest.recordings.merge_after")
         _within(self.recordings.quota, 1 << 20, 1 << 60, f"{origin}: ingest.recordings.quota")
         _within(self.recordings.pending_max, 1 << 20, 1 << 40, f"{origin}: ingest.recordings.pending_max")
 

@@ -19,7 +19,7 @@ from gpuvigil_protos import codec
 from gpuvigil_protos.entity import is_valid_entity
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
-SEQUENCE_MAX: Final = (1 << 63) - 1
+SEQUENCE_MAX: Final = (1 << 40) - 1  # one each ms for 34 years; sums of many still fit 64 bits
 EVENT_TEXT_MAX: Final = 4096
 _FIELDS_MAX: Final = 20
 _FIELD_VALUE_MAX: Final = 512
@@ -122,7 +122,8 @@ def check_gap(gap: pb.Gap) -> str:
     name = CLASSES.get(getattr(gap, "class"))
     if name is None or not 1 <= gap.first <= gap.last <= SEQUENCE_MAX:
         raise RefusedError(
-            "bad_length", f"gap: expected 1 <= first <= last of a class, got {gap.first}-{gap.last}"
+            "bad_length",
+            f"gap: expected 1 <= first <= last <= {SEQUENCE_MAX} of a class, got {gap.first}-{gap.last}",
         )
     if not _GAP_REASON.match(gap.reason):
         raise RefusedError("bad_text", f"gap.reason: expected a word, got {show(gap.reason)}")

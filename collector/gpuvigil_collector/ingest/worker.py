@@ -25,7 +25,7 @@ from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.ingest.admission import Admission
 from gpuvigil_collector.ingest.brain_link import BrainLink
 from gpuvigil_collector.ingest.hooks import Hook, no_hook
-from gpuvigil_collector.ingest.intake import Intake
+from gpuvigil_collector.ingest.intake import Intake, event_frame
 from gpuvigil_collector.ingest.ledger import Key, Ledger, LedgerFile
 from gpuvigil_collector.ingest.node_locks import NodeLocks
 from gpuvigil_collector.ingest.recorder import Recorder, recover
@@ -34,6 +34,8 @@ from gpuvigil_collector.ingest.ring import SHAPES, Plane
 from gpuvigil_collector.ingest.segments import Segments
 from gpuvigil_collector.ingest.service import RECEIVE_MAX_BYTES, Service
 from gpuvigil_collector.ingest.settings import WorkerConfig
+from gpuvigil_collector.ingest.upkeep import Upkeep
+from gpuvigil_collector.ingest.vital import Vital
 from gpuvigil_protos import log
 
 EXIT_ADDRESS: Final = 3
@@ -62,6 +64,7 @@ class Worker:
         recovered = recover(self._segments, own)
         self.ledger = Ledger([LedgerFile(path) for path in sorted({*files, *state.glob("ledger-*.sqlite")})])
         self.recorder = recorder(config.ingest.recordings, self._segments, own, self.ledger, hook)
+        self._upkeep = Upkeep(self._segments, self.recorder, config.ingest.recordings.merge_after)
         self.brain = BrainLink()
         locks = NodeLocks(state / "nodes.lock", config.index, workers) if workers > 1 else None
         self.admission = Admission(self.ledger, locks)
@@ -82,7 +85,7 @@ class Worker:
                 session.owe(now)
 
     async def run(self, fd: int) -> int:
-        """Serve until the brain is gone. Returns the exit status."""
+        """Serve until the brain is gone. Returns the exit status; raises what ended a vital task."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,15 +97,19 @@ class Worker:
         except RuntimeError as error:
             _log.error("address_refused", address=self._config.ingest.address, error=str(error))
             return EXIT_ADDRESS
+        for row in await asyncio.to_thread(self._segments.recent_events):
+            self.brain.send(event_frame(row))
         await server.start()
         self.brain.send(frames.Ready(port))
-        report = asyncio.create_task(self._report(stop))
+        vital = Vital(stop)
+        vital.start("report", self._report(stop))
+        vital.start("upkeep", self._upkeep.run(stop))
         await self.recorder.run(stop)
         service.stopping = True
         await self.recorder.flush()
         await server.stop(GRACE_S)
-        await report
         watch.cancel()
+        await vital.join()
         return 0
 
     def _server(self) -> tuple[grpc.aio.Server, Service]:
@@ -187,12 +194,14 @@ class Worker:
     def _counters(self) -> dict[str, float]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            **self.intake.counters,
+            **{name: float(value) for name, value in self.intake.counters.items()},  # never past 64 bits
             **self.recorder.counters,
+            **self._upkeep.counters,
             "streams": len(self.admission.sessions),
             "pending_bytes": self.recorder.pending_bytes,
             "recordings_failing": float(self.recorder.failing),
             "recordings_bytes": self._segments.bytes,
+            "recordings_files": self._segments.count,
             "segments_deleted_total": self._segments.deleted,
             "ring_rows_used": self.intake.rows.used,
             "statuses_dropped_total": self.brain.statuses_dropped,
