@@ -37,6 +37,10 @@ class Forest:
         """Whether it can score."""
         return bool(self._arrays)
 
+    def fresh(self) -> Forest:
+        """An unfitted one with the same settings."""
+        return Forest(trees=self._trees, rows=self._rows, seed=self._seed)
+
     def fit(self, features: Float32) -> None:
         """Grow the forest from healthy rows [n, K]; rows with a missing feature are left out.
 
@@ -136,10 +140,11 @@ def _flatten(trees: list[Any], columns: list[NDArray[np.int64]]) -> dict[str, ND
 
 
 def _levels(tree: Any) -> NDArray[np.float64]:
-    """Depth of every node; children come after their parent in scikit-learn's order."""
+    """Depth of every node, one level of the tree after the other."""
     level = np.zeros(tree.node_count)
-    for node in range(tree.node_count):
-        for child in (tree.children_left[node], tree.children_right[node]):
-            if child >= 0:
-                level[child] = level[node] + 1
+    nodes, depth = np.zeros(1, dtype=np.int64), 0
+    while len(nodes):
+        level[nodes] = depth
+        inner = nodes[tree.children_left[nodes] >= 0]
+        nodes, depth = np.concatenate([tree.children_left[inner], tree.children_right[inner]]), depth + 1
     return level

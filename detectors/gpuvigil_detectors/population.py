@@ -16,6 +16,7 @@ from gpuvigil_detectors import models
 from gpuvigil_detectors.base import Float32, Snapshot, Window
 from gpuvigil_detectors.decide import Decide, Limits, Pool
 from gpuvigil_detectors.features import Features, FeatureTable
+from gpuvigil_detectors.fitting import Fitting, Voter
 from gpuvigil_detectors.forecast import Forecast
 from gpuvigil_detectors.forest import Forest
 from gpuvigil_detectors.series_state import Array, SeriesState, rows_of, take
@@ -26,25 +27,6 @@ _COLUMNS_MAX: Final = 5
 _RESERVOIR: Final = 4096
 _WORST: Final = 3
 _ROWS_MIN: Final = 256
-
-
-class Voter(Protocol):
-    """A model over Features: forest, or a PyOD model by name."""
-
-    name: str
-
-    @property
-    def fitted(self) -> bool:
-        """Whether it can score."""
-        ...
-
-    def fit(self, features: Float32) -> None:
-        """Fit on healthy rows [n, K]."""
-        ...
-
-    def score(self, features: Float32) -> Float32:
-        """Oddness of each row [S]."""
-        ...
 
 
 class Stored(Protocol):
@@ -61,11 +43,15 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timetable:
-    """Seconds: how long to learn first, how long models live; each row is scored every `rotation` ticks."""
+    """Seconds: how long to learn first, how long models live; each row is scored every `rotation` ticks.
+
+    lead_s: how long before they are needed models begin to be fitted, an eighth of learn_s at most.
+    """
 
     learn_s: float = 3600.0
     refit_s: float = 86400.0
     rotation: int = 10
+    lead_s: float = 60.0
 
 
 class Population:
@@ -84,6 +70,7 @@ class Population:
         self._pending = SeriesState(**dict.fromkeys((*names, "total"), ("f8", np.nan, ())))
         self.rows: Float32 = np.empty((0, len(self.table.names)), dtype=np.float32)
         self.fitted_ns = 0
+        self._fitting = Fitting()
         self._rng = np.random.default_rng(seed)
         self._scored_s = 0
         self.features: Features | None = None
@@ -189,12 +176,14 @@ class Population:
             self.rows[self._rng.choice(_RESERVOIR, len(rest), replace=False)] = rest
 
     def _fit_when_due(self, now_ns: int, start_ns: int) -> None:
-        first = self.fitted_ns == 0 and now_ns - start_ns >= self._times.learn_s * _SECOND / 2
-        again = self.fitted_ns > 0 and now_ns - self.fitted_ns >= self._times.refit_s * _SECOND
-        if (first or again) and len(self.rows) >= _ROWS_MIN:
-            for voter in self.voters:
-                voter.fit(self.rows)
-            self.fitted_ns = now_ns
+        times, fitted = self._times, self._fitting.take(now_ns)
+        if fitted is not None:
+            self.voters, self.fitted_ns = fitted, now_ns
+        lead_s = min(times.lead_s, times.learn_s / 8)
+        first = self.fitted_ns == 0 and now_ns - start_ns >= (times.learn_s / 2 - lead_s) * _SECOND
+        again = self.fitted_ns > 0 and now_ns - self.fitted_ns >= times.refit_s * _SECOND
+        if (first or again) and len(self.rows) >= _ROWS_MIN and not self._fitting.busy:
+            self._fitting.begin(self.voters, self.rows, now_ns + int(lead_s * _SECOND))
 
     def _judge(
         self, features: Features, rows: NDArray[np.int64], healthy: NDArray[np.bool_],

@@ -49,6 +49,10 @@ class Vote:
         """Whether it can score."""
         return self._model is not None
 
+    def fresh(self) -> Vote:
+        """An unfitted one with the same settings."""
+        return Vote(self.name, self._seed)
+
     def fit(self, features: Float32) -> None:
         """Fit on a sample of the whole rows of [n, K]. Raises ValueError when fewer than 64 are whole."""
         whole = features[np.isfinite(features).all(axis=1)].astype(np.float64)
