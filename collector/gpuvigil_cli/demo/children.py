@@ -17,7 +17,7 @@ from gpuvigil_cli.text import clean
 
 STOP_SECONDS: Final = 12.0  # the agent promises 10
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
-_LOG_LINES: Final = 8
+_LOG_LINES: Final = 20
 
 
 def clean_environment() -> dict[str, str]:

@@ -183,7 +183,7 @@ def _watch_until_judged(plan: Plan, start_ns: int, screen: Screen, children: Chi
     """Look twice a second until every fault has been set and judged, and things stayed calm a while."""
     while True:
         children.check()
-        watch.look()
+        _look(watch, children)
         now_ns = time.time_ns()
         screen.status(watch.summary(plan.faults, (start_ns / 1e9 + plan.last_s) - now_ns / 1e9))
         if len(watch.faults) >= plan.faults and now_ns > watch.judged_ns() + SETTLE_SECONDS * 1e9:
@@ -196,6 +196,16 @@ def _watch_until_judged(plan: Plan, start_ns: int, screen: Screen, children: Chi
             f"demo: the simulators set {len(watch.faults)} of the scenario's {plan.faults} faults; "
             "does it name nodes or GPUs that this fleet does not have?"
         )
+
+
+def _look(watch: Watch, children: Children) -> None:
+    """Look once; where the collector does not answer, its own last words say more than the refused connection."""
+    try:
+        watch.look()
+    except CliError:
+        time.sleep(POLL_SECONDS)
+        children.check()
+        raise
 
 
 @contextmanager
