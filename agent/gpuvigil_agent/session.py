@@ -11,6 +11,7 @@ import grpc.aio
 
 from gpuvigil_agent import commands
 from gpuvigil_agent.backlog import Backlog
+from gpuvigil_agent.call import Call
 from gpuvigil_agent.identity import AGENT_VERSION
 from gpuvigil_agent.ledger import CLASSES, METRICS
 from gpuvigil_agent.spool_store import Gap, Row
@@ -30,7 +31,6 @@ ACK_TIMEOUT_S: Final = 30.0
 _GAPS_PER_MESSAGE: Final = 50
 _FLUSH_MIN_S, _FLUSH_MAX_S = 1.0, 60.0
 _log = log.get("stream")
-Call = Any  # grpc.aio.StreamStreamCall is generic over messages whose stubs say nothing
 
 
 class SessionEndedError(Exception):
@@ -87,7 +87,7 @@ class Session:
         self, role: pb.Role, boot_id: str, dictionary: pb.Dictionary | None
     ) -> tuple[Call, pb.Welcome]:
         """Open a stream and be welcomed. Raises AioRpcError, TimeoutError, SessionEndedError."""
-        call = self.stub.Stream()
+        call = Call(self.stub.Stream())
         hello = pb.StreamRequest(hello=self.hello(role, boot_id, dictionary))
         try:
             await asyncio.wait_for(call.write(hello), WRITE_TIMEOUT_S)
