@@ -82,10 +82,10 @@ async def until(condition: Callable[[], object], what: str, timeout_s: float = 1
 def recorded(recordings: Path) -> Counter[tuple[str, str, str, int, int]]:
     """Read back (node, boot, class, sequence, crc), each row's checksum computed anew from its values.
 
-    A batch counts only when all its blocks are there.
+    A batch counts only when all its blocks are there. A part that a merged file covers does not count.
     """
     found: Counter[tuple[str, str, str, int, int]] = Counter()
-    for path in sorted(recordings.glob("metrics-*.parquet")):
+    for path in counting(recordings, "metrics"):
         batches: dict[tuple[str, str, int], list[dict]] = {}
         for row in pq.read_table(path).to_pylist():
             batches.setdefault((row["node"], row["boot_id"], row["sequence"]), []).append(row)
@@ -93,10 +93,23 @@ def recorded(recordings: Path) -> Counter[tuple[str, str, str, int, int]]:
             whole = max(1, rows[0]["blocks"])
             assert [row["block"] for row in rows] == list(range(whole)) * (len(rows) // whole)
             found[node, boot, "metrics", sequence, _crc(rows[:whole])] += len(rows) // whole
-    for path in sorted(recordings.glob("events-*.parquet")):
+    for path in counting(recordings, "events"):
         for row in pq.read_table(path).to_pylist():
             found[row["node"], row["boot_id"], "events", row["sequence"], row["code"]] += 1
     return found
+
+
+def counting(recordings: Path, kind: str) -> list[Path]:
+    """Return the files that count: `kind-worker-number`, or `kind-worker-first-last` in place of those."""
+    named = {path: path.stem.split("-") for path in sorted(recordings.glob(f"{kind}-*.parquet"))}
+    whole = [(words[1], int(words[2]), int(words[3])) for words in named.values() if len(words) == 4]
+
+    def covered(words: list[str]) -> bool:
+        return len(words) == 3 and any(
+            worker == words[1] and first <= int(words[2]) <= last for worker, first, last in whole
+        )
+
+    return [path for path, words in named.items() if not covered(words)]
 
 
 def _crc(rows: list[dict]) -> int:

@@ -12,11 +12,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 from integration.failing_worker import SCRIPT
-from integration.ingest_host import QUICK, Host, until
+from integration.ingest_host import QUICK, Host, counting, until
 from integration.kill_oracle import Sender, judge
 from integration.wire_client import Wire, batch, channel
+from msgspec.structs import replace
 
-from gpuvigil_collector.ingest.hooks import POINTS
+from gpuvigil_collector.ingest.hooks import MERGE_POINTS, POINTS
+from gpuvigil_protos.settings import Seconds
+
+MERGING = replace(QUICK, recordings=replace(QUICK.recordings, merge_after=Seconds(0.5)))
 
 
 @asynccontextmanager
@@ -54,6 +58,23 @@ async def test_killed_at_a_named_point(tmp_path, point, hits):
     assert verdict.acknowledged > 60
     assert verdict.clean, verdict
     assert sum(sender.reconnects for sender in senders) >= 3
+
+
+@pytest.mark.parametrize("hits", [1, 4])
+@pytest.mark.parametrize("point", MERGE_POINTS)
+async def test_killed_in_the_middle_of_a_merge(tmp_path, point, hits):
+    marker = tmp_path / "killed"
+    host = Host(tmp_path / "state", MERGING, command("kill", point, str(hits), str(marker)))
+    with host:
+        async with sending(host) as senders:
+            await until(marker.exists, f"the kill at {point}", 30)
+            await until(lambda: host.ingest.restarts == 1 and host.ingest.pids, "a new worker", 30)
+            await host.counter("merges_total", 3)
+        verdict = judge(senders, host.recordings)
+    assert verdict.acknowledged > 60
+    assert verdict.clean, verdict
+    files = [path for kind in ("metrics", "events") for path in counting(host.recordings, kind)]
+    assert sorted(host.recordings.glob("*.parquet*")) == sorted(files), "nothing superseded is left"
 
 
 async def _progress(sender: Sender) -> None:

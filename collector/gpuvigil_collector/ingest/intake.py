@@ -26,6 +26,7 @@ from gpuvigil_collector.ingest.rows import Rows
 from gpuvigil_collector.ingest.segment_rows import EventRow, MetricRow
 from gpuvigil_collector.ingest.session import Session
 from gpuvigil_collector.ingest.validate import Block
+from gpuvigil_protos.codec import ALREADY_DURABLE
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 HOLES_MAX: Final = 4096
@@ -161,7 +162,8 @@ class Intake:
             name = validate.check_gap(gap)
             delivery = session.delivery(name)
             new = delivery.received.add(gap.first, gap.last)
-            delivery.gap_sequences += new
+            if gap.reason != ALREADY_DURABLE:
+                delivery.gap_sequences += new
             self.counters[f"gap_sequences_total:{gap.reason}"] += new
             self._recorder.add_change(session.key(name))
             self._ledger.touch(session.key(name))

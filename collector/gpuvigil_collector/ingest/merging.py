@@ -6,6 +6,7 @@ after a crash in between every row still counts once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -51,20 +52,20 @@ def choose(files: Iterable[File], committed: int, is_old: Callable[[File], bool]
 
 def write(parts: Iterable[Path], file: Any) -> None:
     """Write the parts' rows, in order, into one Parquet file. Raises OSError and pa.ArrowException."""
-    writer: pq.ParquetWriter | None = None
-    waiting: list[pa.Table] = []
-    for path in parts:
-        waiting.append(pq.read_table(path))
-        if writer is None:
-            schema = waiting[0].schema
-            strings = [name for name in STRINGS if name in schema.names]
-            writer = pq.ParquetWriter(
-                file, schema, compression="zstd", use_dictionary=strings, write_statistics=False
-            )
-        if sum(table.nbytes for table in waiting) >= _ROW_GROUP_BYTES:
+    with contextlib.ExitStack() as closing:
+        writer: pq.ParquetWriter | None = None
+        waiting: list[pa.Table] = []
+        for path in parts:
+            waiting.append(pq.read_table(path))
+            if writer is None:
+                writer = closing.enter_context(_writer(file, waiting[0].schema))
+            if sum(table.nbytes for table in waiting) >= _ROW_GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if writer is not None and waiting:
             writer.write_table(pa.concat_tables(waiting))
-            waiting = []
-    if writer is not None:
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))
-        writer.close()
+
+
+def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    strings = [name for name in STRINGS if name in schema.names]
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=strings, write_statistics=False)
