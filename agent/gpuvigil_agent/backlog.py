@@ -108,8 +108,7 @@ class Replay:
 
     def _bury_culprit(self, error: grpc.aio.AioRpcError) -> None:
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT and len(self._in_flight) == 1:
-            row = self._in_flight[0]
-            self.session.bury(row.boot_id, row.number, row.sequence, "invalid_argument")
+            self._give_up(self._in_flight[0], "invalid_argument")
 
     async def _read(self) -> None:
         while True:
@@ -161,15 +160,18 @@ class Replay:
             return True
         found = await self.spool.dictionary(self.boot_id, row.version)
         if found is None:
-            self.session.bury(row.boot_id, row.number, row.sequence, "no_dictionary")
-            gaps = merged([(row.boot_id, row.number, row.sequence, row.samples)], "corrupt")
-            self.spool.memory.add_gaps(gaps)
+            self._give_up(row, "no_dictionary")
             return False
         message = pb.Dictionary()
         message.ParseFromString(found)
         await self.session.write(self._call, pb.StreamRequest(dictionary=message))
         self._version = row.version
         return True
+
+    def _give_up(self, row: Row, reason: str) -> None:
+        """Bury a row that the collector does not know of, and tell the hole, which it would wait for."""
+        self.session.bury(row.boot_id, row.number, row.sequence, reason)
+        self.spool.memory.add_gaps(merged([(row.boot_id, row.number, row.sequence, row.samples)], reason))
 
     async def _send_row(self, row: Row, gaps: list[Any]) -> None:
         self._in_flight.append(row)

@@ -17,7 +17,7 @@ from gpuvigil_agent.ledger import CLASSES, METRICS
 from gpuvigil_agent.spool_store import Gap, Row
 from gpuvigil_agent.wire import clean, request
 from gpuvigil_protos import log
-from gpuvigil_protos.codec import SCHEMA_VERSION
+from gpuvigil_protos.codec import ALREADY_DURABLE, SCHEMA_VERSION
 from gpuvigil_protos.v1 import stream_pb2 as pb
 from gpuvigil_protos.v1 import stream_pb2_grpc
 
@@ -51,6 +51,7 @@ class Session:
         )
         self._version = 0
         self._told: set[Gap] = set()
+        self._forgotten: list[Gap] = []  # told in this session alone: the next Welcome says anew
         self._unanswered_since_s = 0.0
         self._overflowed = False
 
@@ -103,7 +104,18 @@ class Session:
             call.cancel()
             raise SessionEndedError("the collector's first answer was no Welcome")
         self.take_watermarks(boot_id, answer.welcome.watermarks)
+        self._compare(boot_id, answer.welcome.watermarks)
         return call, answer.welcome
+
+    def _compare(self, boot_id: str, watermarks: Any) -> None:
+        """A collector that has lost its ledger would wait for ever for what left the spool long ago."""
+        durable = {getattr(mark, "class"): mark.durable for mark in watermarks}
+        for number, name in CLASSES.items():
+            known, last = durable.get(number, 0), self.spool.begins(boot_id, number) - 1
+            if known < last:
+                _log.warning("collector_has_forgotten", boot_id=boot_id, delivery_class=name,
+                             first=known + 1, last=last)  # fmt: skip
+                self._forgotten.append(Gap(boot_id, number, known + 1, last, ALREADY_DURABLE, 0))
 
     async def serve(self) -> None:
         """Serve until something ends it; what ended it is raised."""
@@ -155,7 +167,9 @@ class Session:
 
     def untold(self, boot_id: str) -> list[Gap]:
         """Return gaps this session has not told yet, and count them as told."""
-        gaps = [gap for gap in self.spool.memory.gaps(boot_id) if gap not in self._told][:_GAPS_PER_MESSAGE]
+        forgotten = [gap for gap in self._forgotten if gap.boot_id == boot_id]
+        gaps = [gap for gap in (*forgotten, *self.spool.memory.gaps(boot_id)) if gap not in self._told]
+        gaps = gaps[:_GAPS_PER_MESSAGE]
         self._told.update(gaps)
         return gaps
 

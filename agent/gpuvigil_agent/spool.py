@@ -91,6 +91,19 @@ class Spool:
         known = [gap.last for gap in self.memory.gaps(boot_id) if gap.number == number]
         return max(*known, self.writer.extent.get((boot_id, number), (0, 0))[1], 0)
 
+    def begins(self, boot_id: str, number: int) -> int:
+        """Return the lowest sequence of a class that waits here; all below were durable once.
+
+        1 where nothing is known of the class.
+        """
+        found = self.memory.waiting(boot_id, number)  # before the extent: rows move from here to there
+        first, last = self.writer.extent.get((boot_id, number), (1, 0))
+        if last >= first:
+            found.add(first)
+        if boot_id == self.memory.boot_id:
+            found.add(self.memory.following[number])
+        return min(found, default=1)
+
     async def read(self, boot_id: str, number: int, after: int, limit: int) -> list[Row]:
         """Return up to `limit` rows above `after`, from the file, else from memory. Raises TimeoutError."""
         none: list[Row] = []

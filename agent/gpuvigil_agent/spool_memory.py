@@ -143,6 +143,13 @@ class Memory:
         with self.wake:
             return [gap for gap in self._gaps.values() if gap.boot_id == boot_id]
 
+    def waiting(self, boot_id: str, number: int) -> set[int]:
+        """Return where the rows and gaps of a class begin that are here."""
+        with self.wake:
+            rows = (*self._writing, *self._rows[number])
+            found = {row.sequence for row in rows if (row.boot_id, row.number) == (boot_id, number)}
+            return found | {gap.first for key, gap in self._gaps.items() if key[:2] == (boot_id, number)}
+
     def boots(self) -> list[str]:
         """Return the boots that have rows or gaps here."""
         with self.wake:

@@ -225,15 +225,15 @@ class Store:
         keys = [(self._base(row.boot_id, row.number) + row.sequence,) for row in rows]
         self._db.executemany("DELETE FROM rows WHERE key=?", keys)
 
-    def counts(self) -> Iterator[tuple[str, int, int, int]]:
-        """Yield (boot_id, class, rows, highest sequence) of everything that waits."""
-        for high, count, top in self._db.execute(
-            f"SELECT key >> {_SEQUENCE_BITS}, COUNT(*), MAX(key) FROM rows GROUP BY 1 ORDER BY 1"  # noqa: S608
+    def counts(self) -> Iterator[tuple[str, int, int, int, int]]:
+        """Yield (boot_id, class, rows, lowest and highest sequence) of everything that waits."""
+        for high, count, low, top in self._db.execute(
+            f"SELECT key >> {_SEQUENCE_BITS}, COUNT(*), MIN(key), MAX(key) FROM rows GROUP BY 1 ORDER BY 1"  # noqa: S608
         ):
             boot_id, number, sequence = self._named(top)
             if number not in CLASSES or high != top >> _SEQUENCE_BITS:
                 raise ValueError(f"a row of class {number}")
-            yield boot_id, number, count, sequence
+            yield boot_id, number, count, sequence - (top - low), sequence
 
     def forget_boots(self, current: str) -> None:
         """Drop boots and dictionaries that no row needs any more."""

@@ -91,9 +91,9 @@ class Writer:
         if not self._inherited:
             self._inherited = True
             self.counters["unclean_starts"] += opened.unclean
-            for boot_id, number, count, top in counts:
+            for boot_id, number, count, low, top in counts:
                 self.ledger.inherited(number, count)
-                self.extent[boot_id, number] = (1, top)
+                self.extent[boot_id, number] = (low, top)
             for gap in opened.lost:
                 self.ledger.lost_before(gap.number, gap.last - gap.first + 1, gap.samples)
         self.memory.add_gaps(gaps, saved=True)

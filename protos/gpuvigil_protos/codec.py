@@ -15,6 +15,7 @@ from typing import Final
 
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
+ALREADY_DURABLE: Final = "already_durable"  # reason of a Gap: nothing is lost, an earlier ledger had it
 SCHEMA_VERSION: Final = 1
 MESSAGE_MAX_BYTES: Final = 1 << 20
 SERIES_PER_NODE_MAX: Final = 5000
