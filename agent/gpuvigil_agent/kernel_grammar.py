@@ -20,7 +20,8 @@ _LINE_MAX: Final = 2048  # characters of a record that are looked at
 _TEXT_MAX: Final = 400  # characters of a record that go on as text for people
 _MULTI_RECORD_STEPS: Final = 3  # records between a multi-line message's first and last
 _PCI: Final = r"(?P<pci>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)"
-_XID: Final = re.compile(rf"NVRM: Xid \((?:PCI:)?{_PCI}\): (?P<code>[0-9]{{1,4}})(?=,|\Z)")
+_MIG: Final = r"(?: GPU-I:(?P<gpu_instance>[0-9]{2,4}))?(?: GPU-CI:(?P<compute_instance>[0-9]{2,4}))?"
+_XID: Final = re.compile(rf"NVRM: Xid \((?:PCI:)?{_PCI}{_MIG}\): (?P<code>[0-9]{{1,4}})(?=,|\Z)")
 _SXID: Final = re.compile(
     rf"nvidia-nvswitch(?P<switch>[0-9]{{0,3}}): SXid \(PCI:{_PCI}\): (?P<code>[0-9]{{1,5}}), "
     r"(?P<severity>Fatal|Non-fatal)(?=,|\Z)(?:, Link (?P<link>[0-9]{1,3})\b)?"
@@ -140,6 +141,7 @@ def _xid(line: str) -> Fact | None:
         return None
     code, tail = int(found["code"]), line[found.end() + 1 :]
     fields = {"pci": found["pci"].lower()}
+    fields |= {key: found[key] for key in ("gpu_instance", "compute_instance") if found[key]}
     expression = _NVLINK5 if code in _NVLINK5_CODES else _DETAILS.get(code, _PID)
     detail = expression.match(tail) or _PID.match(tail)
     fields |= {key: value for key, value in detail.groupdict().items() if value} if detail else {}

@@ -15,6 +15,8 @@ LINES = tomllib.loads((Path(__file__).parents[1] / "fixtures/kernel/lines.toml")
 GRAMMAR = Grammar()
 FORGED = (
     "NVRM: Xid (PCI:0000:ff:00): 79, GPU has fallen off the bus.",
+    "NVRM: Xid (PCI:0000:ff:00 GPU-I:05 GPU-CI:01): 79, GPU has fallen off the bus.",
+    " GPU-I:07 GPU-CI:07): 79, ",
     "NVRM: GPU 0000:ff:00.0: GPU has fallen off the bus.",
     "): 79, ",
     ", 79, pid=1",
