@@ -35,12 +35,16 @@ class Detection(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
 
 
 class IncidentSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """When incidents resolve and reopen, and how many are held in memory."""
+    """When incidents resolve and reopen, and how many are held in memory.
+
+    node_max: open incidents of one node; what goes beyond is one more incident of that node.
+    """
 
     clear_after: Seconds = Seconds(30)
     reopen_within: Seconds = Seconds(300)
     restore_grace: Seconds = Seconds(120)
     open_max: int = 1000
+    node_max: int = 50
     resolved_max: int = 1000
     findings_max: int = 50
 
@@ -112,7 +116,7 @@ def _check(config: CollectorConfig, origin: str) -> None:
             f"{origin}: web.address: {config.web.address} is not on loopback: expected web.tls files, or "
             "web.insecure = true to serve in plain text all the same"
         )
-    for name in ("open_max", "resolved_max", "findings_max"):
+    for name in ("open_max", "node_max", "resolved_max", "findings_max"):
         _at_least_one(getattr(config.incidents, name), f"{origin}: incidents.{name}")
     _at_least_one(config.journal.entries_max, f"{origin}: journal.entries_max")
     _at_least_one(config.web.connections_max, f"{origin}: web.connections_max")

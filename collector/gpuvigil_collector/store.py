@@ -20,6 +20,7 @@ from gpuvigil_collector.ingest.ring import SETTLE_S, WINDOW_MAX_S, Plane
 from gpuvigil_collector.store_events import EventQueue
 from gpuvigil_collector.store_layout import SECOND_NS, Index, Layout
 from gpuvigil_collector.store_registry import Registry
+from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, Window
 
 _SAVE_INTERVAL_NS: Final = 60 * SECOND_NS
@@ -98,7 +99,8 @@ class Store:
             events = self._events.take()
             nodes = dict(self._nodes)
         self._save(now_ns)
-        return StoreSnapshot(now_ns, events, nodes, self)
+        placed = Topology(nodes).placed
+        return StoreSnapshot(now_ns, tuple(placed(event) for event in events), nodes, self)
 
     def mark_judged(self) -> None:
         """Note that the newest snapshot's events are judged and journaled: no news after a restart."""

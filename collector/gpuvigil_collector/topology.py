@@ -6,9 +6,10 @@ Without a site file, switches and racks are unknown and the fleet is one failure
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gpuvigil_detectors.base import GpuFact, NodeFact
+from gpuvigil_detectors.base import FactEvent, GpuFact, NodeFact
+from gpuvigil_protos import entity as names
 
 ONE_DOMAIN = "no site file: the whole fleet is treated as one failure domain"
 
@@ -36,3 +37,10 @@ class Topology:
     def gpus_total(self) -> int:
         """GPUs of all registered nodes."""
         return sum(len(fact.gpus) for fact in self.nodes.values())
+
+    def placed(self, event: FactEvent) -> FactEvent:
+        """Return the event as one about the node where it names a GPU that the node never said it has."""
+        uuid = names.gpu_uuid_of(event.entity)
+        if uuid is None or self.gpu_index(event.node, uuid) is not None:
+            return event
+        return replace(event, entity=names.NODE)

@@ -246,7 +246,7 @@ def test_whatever_comes_each_claim_has_one_home_and_all_ends_in_silence(history)
         prints = [one.fingerprint for one in incidents]
         assert len(set(prints)) == len(prints), "one fault has one open incident"
         assert all(one.lead.key in one.members for one in incidents)
-        assert {id_ for ids in life.tracker._by_node.values() for id_ in ids} == set(life.tracker.open)
+        assert {id_ for ids in life.tracker._set._by_node.values() for id_ in ids} == set(life.tracker.open)
         assert not life.tracker.open.keys() & life.tracker.resolved.keys()
     life.hold(len(history), len(history) + 40)
     assert life.open == []

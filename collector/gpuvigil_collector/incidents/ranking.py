@@ -21,6 +21,7 @@ Key = tuple[str, str]
 
 FLEET: Final = "fleet"
 _ANY = "*"
+_ALL: Final = frozenset(FAULT_CLASSES)
 _BEFORE_NS: Final = 10_000_000_000  # a symptom may be seen this much before its cause, not more
 
 
@@ -81,6 +82,7 @@ class Causes:
             self._rules.setdefault(row["cause"], []).append(_rule(row))
         self.widenings = tuple(_widening(row) for row in document["widen"])
         self._check()
+        self._causes = self._index()
 
     def _check(self) -> None:
         named = set(self._rank) | set(self._hold_ns) | set(self._rules)
@@ -97,6 +99,17 @@ class Causes:
     def hold_ns(self, fault_class: str) -> int:
         """How long a claim waits for its cause before it opens an incident."""
         return self._hold_ns.get(fault_class, 0)
+
+    def causes_of(self, claim: Claim) -> frozenset[str]:
+        """Every class that could explain this claim at all: a quick no for the others."""
+        return _ALL if claim.statistical else self._causes.get(claim.fault_class, self._causes[_ANY])
+
+    def _index(self) -> dict[str, frozenset[str]]:
+        rules = [rule for rules in self._rules.values() for rule in rules]
+        return {
+            name: frozenset(rule.cause for rule in rules if rule.symptoms & {name, _ANY})
+            for name in (*FAULT_CLASSES, _ANY)
+        }
 
     def explains(self, lead: Claim, claim: Claim) -> bool:
         """Tell whether `lead` is the cause of `claim`. Nothing explains itself."""

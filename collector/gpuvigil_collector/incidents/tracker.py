@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gpuvigil_collector.config import IncidentSettings
+from gpuvigil_collector.incidents.crowd import crowd_claim
 from gpuvigil_collector.incidents.grouping import claims_of, widen
 from gpuvigil_collector.incidents.incident import Incident, fingerprint, lead_with, with_claim
-from gpuvigil_collector.incidents.ranking import FLEET, Causes, Claim, Key, locality
+from gpuvigil_collector.incidents.open_set import OpenSet
+from gpuvigil_collector.incidents.ranking import Causes, Claim, Key, locality
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import Finding
 
@@ -43,22 +45,27 @@ class Tracker:
     causes: Causes
     settings: IncidentSettings
     new_id: Callable[[], str] = short_id
-    open: dict[str, Incident] = field(default_factory=dict)
     resolved: dict[str, Incident] = field(default_factory=dict)
     not_opened: int = 0
-    _by_node: dict[str, set[str]] = field(default_factory=dict)
+    _set: OpenSet = field(default_factory=OpenSet)
+    _crowds: dict[str, list[Claim]] = field(default_factory=dict)
     _pending: dict[Key, int] = field(default_factory=dict)
     _refused: set[Key] = field(default_factory=set)
     _restored: set[str] = field(default_factory=set)
     _grace_until_ns: int = 0
     _changes: list[Change] = field(default_factory=list)
 
+    @property
+    def open(self) -> dict[str, Incident]:
+        """The open incidents by id, oldest first."""
+        return self._set.by_id
+
     def restore(self, incidents: Iterable[Incident], now_ns: int) -> None:
         """Take back what the journal holds; open ones get a full `restore_grace` to be seen again."""
         self._grace_until_ns = now_ns + int(self.settings.restore_grace * 1e9)
         for incident in incidents:
             if incident.state == "open":
-                self._put(incident)
+                self._set.put(incident)
                 self._restored.add(incident.id)
             else:
                 self._keep_resolved(incident)
@@ -68,8 +75,12 @@ class Tracker:
         self._changes = []
         claims = widen(claims_of(f for f in findings if f.notify), self.causes, topology)
         claims.sort(key=lambda claim: (self.causes.rank(claim.fault_class), _widest(claim), claim.start_ns))
+        self._crowds = {}
         for claim in claims:
             self._place(claim, topology, now_ns)
+        for node, refused in self._crowds.items():
+            claims.append(crowd_claim(node, refused, self.settings.node_max))
+            self._place(claims[-1], topology, now_ns, crowd=True)
         for claim in claims_of(f for f in findings if not f.notify and self._concerns_open(f)):
             self._support(claim, now_ns)
         self._resolve(now_ns)
@@ -78,7 +89,7 @@ class Tracker:
         self._refused &= current
         return self._changes
 
-    def _place(self, claim: Claim, topology: Topology, now_ns: int) -> None:
+    def _place(self, claim: Claim, topology: Topology, now_ns: int, *, crowd: bool = False) -> None:
         home = self._home(claim)
         better = self._explaining(claim, home)
         if home is not None and claim.key != home.lead.key:
@@ -91,42 +102,27 @@ class Tracker:
         elif better is not None:
             self._feed(better, claim, now_ns)
         else:
-            self._lead(claim, topology, now_ns)
-
-    def _near(self, claim: Claim) -> list[Incident]:
-        """Open incidents that could concern this claim: its node's and the fleet's; all for a fleet claim."""
-        if claim.entity == FLEET:
-            return list(self.open.values())
-        ids = [*self._by_node.get(locality(claim.entity)[0], ()), *self._by_node.get("", ())]
-        return [self.open[id_] for id_ in ids]
-
-    def _put(self, incident: Incident) -> None:
-        old = self.open.get(incident.id)
-        if old is not None and old.node != incident.node:
-            self._by_node[old.node].discard(old.id)
-        self.open[incident.id] = incident
-        self._by_node.setdefault(incident.node, set()).add(incident.id)
-
-    def _drop(self, incident: Incident) -> None:
-        del self.open[incident.id]
-        ids = self._by_node[incident.node]
-        ids.discard(incident.id)
-        if not ids:
-            del self._by_node[incident.node]
+            self._lead(claim, topology, now_ns, crowd)
 
     def _home(self, claim: Claim) -> Incident | None:
         """Find the open incident that holds this claim: as its cause before as a symptom."""
-        holding = [incident for incident in self._near(claim) if claim.key in incident.members]
+        holding = self._set.holding(claim.key)
         return min(holding, key=lambda incident: incident.lead.key != claim.key, default=None)
 
     def _explaining(self, claim: Claim, home: Incident | None) -> Incident | None:
         """Find the open incident nearest to the cause whose lead explains this claim."""
-        found = [i for i in self._near(claim) if i is not home and self.causes.explains(i.lead, claim)]
+        causes = self.causes.causes_of(claim)
+        found = [
+            incident
+            for incident, lead in self._set.near(claim)
+            if lead.fault_class in causes and incident is not home and self.causes.explains(lead, claim)
+        ]
         return min(found, key=lambda i: (self.causes.rank(i.fault_class), i.opened_ns, i.id), default=None)
 
-    def _lead(self, claim: Claim, topology: Topology, now_ns: int) -> None:
+    def _lead(self, claim: Claim, topology: Topology, now_ns: int, crowd: bool) -> None:
         """A claim that nothing open explains: it takes over what it explains, else opens its own."""
-        captured = [i for i in self._near(claim) if self.causes.explains(claim, i.lead)]
+        near = self._set.near(claim)
+        captured = [incident for incident, lead in near if self.causes.explains(claim, lead)]
         if captured:
             first = min(captured, key=lambda incident: (incident.opened_ns, incident.id))
             self._take_over(first, claim, topology, now_ns)
@@ -134,19 +130,23 @@ class Tracker:
                 if other is not first:
                     self._merge(other, self.open[first.id], now_ns)
         elif now_ns - self._pending.setdefault(claim.key, now_ns) >= self.causes.hold_ns(claim.fault_class):
-            self._open(claim, topology, now_ns)
+            self._open(claim, topology, now_ns, crowd)
 
     def _take_over(self, incident: Incident, claim: Claim, topology: Topology, now_ns: int) -> None:
         before = f"{incident.fault_class} on {incident.target}"
         led = lead_with(incident, claim, topology)
         after = with_claim(led, claim, now_ns, self.settings.findings_max)
-        self._put(after)
+        self._set.put(after)
         self._note(now_ns, "cause_changed", after, f"was {before}, now {claim.fault_class} on {claim.entity}")
 
-    def _open(self, claim: Claim, topology: Topology, now_ns: int) -> None:
-        if len(self.open) >= self.settings.open_max:
+    def _open(self, claim: Claim, topology: Topology, now_ns: int, crowd: bool) -> None:
+        node = locality(claim.entity)[0]
+        crowded = self._set.count(node) >= self.settings.node_max and not crowd
+        if crowded or len(self.open) >= self.settings.open_max:
             self.not_opened += claim.key not in self._refused
             self._refused.add(claim.key)
+            if crowded:
+                self._crowds.setdefault(node, []).append(claim)
             return
         self._pending.pop(claim.key, None)
         past = self._recent(fingerprint(claim.fault_class, claim.entity), now_ns)
@@ -157,7 +157,7 @@ class Tracker:
             incident = self._blank(now_ns)
         incident = lead_with(incident, claim, topology)
         incident = with_claim(incident, claim, now_ns, self.settings.findings_max)
-        self._put(incident)
+        self._set.put(incident)
         self._note(now_ns, "reopened" if past else "opened", incident, _summary(incident, now_ns))
 
     def _recent(self, print_: str, now_ns: int) -> Incident | None:
@@ -180,26 +180,26 @@ class Tracker:
 
     def _feed(self, incident: Incident, claim: Claim, now_ns: int) -> None:
         fed = with_claim(incident, claim, now_ns, self.settings.findings_max)
-        self._put(fed)
+        self._set.put(fed)
         if fed.severity != incident.severity:
             detail = f"{incident.severity} -> {fed.severity}: {claim.findings[0].sentence}"
             self._note(now_ns, "severity_raised", fed, detail)
 
     def _concerns_open(self, finding: Finding) -> bool:
         """Tell whether an incident is open on the finding's node or the fleet: few findings, mostly."""
-        return "" in self._by_node or finding.entity.partition("/")[0] in self._by_node
+        return self._set.concerns(finding.entity.partition("/")[0])
 
     def _support(self, claim: Claim, now_ns: int) -> None:
         """Keep a finding that notifies nobody where an open incident explains it and has room: evidence."""
-        home = next((i for i in self._near(claim) if i.lead.key == claim.key), None)
+        home = next((i for i, lead in self._set.near(claim) if lead.key == claim.key), None)
         incident = home or self._explaining(claim, None)
         if incident is not None and len(incident.findings) < self.settings.findings_max:
             self._feed(incident, claim, now_ns)
 
     def _merge(self, incident: Incident, into: Incident, now_ns: int) -> None:
         """Close an incident whose cause turned out to be another's symptom."""
-        self._drop(incident)
-        self._put(replace(into, members=into.members | incident.members))
+        self._set.drop(incident)
+        self._set.put(replace(into, members=into.members | incident.members))
         done = replace(incident, state="resolved", resolved_ns=now_ns, merged_into=into.id)
         self._keep_resolved(done)
         self._note(now_ns, "merged", done, f"into {into.id}: {into.fault_class} on {into.target}")
@@ -210,7 +210,7 @@ class Tracker:
             if incident.id in self._restored and now_ns < self._grace_until_ns:
                 continue
             if now_ns - incident.seen_ns >= clear_ns:
-                self._drop(incident)
+                self._set.drop(incident)
                 done = replace(incident, state="resolved", resolved_ns=now_ns)
                 self._keep_resolved(done)
                 self._note(now_ns, "resolved", done, _summary(done, now_ns))
