@@ -199,7 +199,7 @@ def _watch_until_judged(plan: Plan, start_ns: int, screen: Screen, children: Chi
 
 
 def _look(watch: Watch, children: Children) -> None:
-    """Look once; where the collector does not answer, its own last words say more than the refused connection."""
+    """Look once; where the collector does not answer, its last words say more than a refused connection."""
     try:
         watch.look()
     except CliError:
