@@ -1,8 +1,9 @@
 """Features: what forest and votes see of one entity. Own history and what is missing.
 
-float32 [S, K]: per metric the distance from its own slow normal (in its own sigmas, clipped) and the slope of
-its fast against its slow mean; then the share of missing metrics and the recent events. A metric that an
-entity lacks counts as 0 (normal) beside the missing share; a row is NaN as a whole until it is warm.
+float32 [S, K]: per metric the distance of its value and of its recent mean from its own slow normal, and its
+recent spread, all in its own sigmas, clipped; then the share of missing metrics and the recent events. A
+metric that an entity lacks counts as 0 (normal) beside the missing share; a row is NaN until it is warm.
+The recent is followed always; the normal is learned only from what is not masked.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from gpuvigil_detectors.series_state import Array, Joins, SeriesState, take
 
 _SECOND: Final = 1_000_000_000
 _CLIP: Final = 20.0
-_FAST: Final = 0.1
-_SLOW: Final = 0.002
+_FAST: Final = 0.12  # about the newest 16 readings
+_SLOW: Final = 3e-4  # about an hour at 1 Hz
 _WARM: Final = 60
 _EVENT_DECAY: Final = 0.99
 _REACH: Final = 3.0
 _TO_SIGMA: Final = 1.2533
+_HUGE: Final = 1e30
 
 GPU_METRICS: Final = (
     "gpu_utilization_ratio", "gpu_memory_utilization_ratio", "gpu_framebuffer_used_bytes",
@@ -54,7 +56,8 @@ class FeatureTable:
         self.metrics = metrics
         self.names = (
             *(f"{metric} against its normal" for metric in metrics),
-            *(f"slope of {metric}" for metric in metrics),
+            *(f"recent mean of {metric}" for metric in metrics),
+            *(f"recent spread of {metric}" for metric in metrics),
             "share of missing metrics",
             "recent events",
         )
@@ -63,8 +66,9 @@ class FeatureTable:
         self._lists: tuple[tuple[str, ...], ...] = ()
         self._entities: tuple[str, ...] = ()
         self.state = SeriesState(
-            fast=("f8", np.nan, shape), slow=("f8", np.nan, shape), spread=("f8", 0.0, shape),
-            count=("i8", 0, shape), read_ns=("i8", 0, shape), events=("f8", 0.0, ()),
+            fast=("f8", np.nan, shape), wobble=("f8", 0.0, shape), slow=("f8", np.nan, shape),
+            spread=("f8", 0.0, shape), count=("i8", 0, shape), read_ns=("i8", 0, shape),
+            events=("f8", 0.0, ()),
         )  # fmt: skip
 
     def update(self, snapshot: Snapshot, masked: frozenset[str]) -> Features:
@@ -72,13 +76,19 @@ class FeatureTable:
         values, time_ns, entities = self._gather(snapshot)
         self.state.align(entities)
         self._count_events(snapshot.events)
-        known = np.isfinite(values)
-        features = self._features(values, known, entities)
-        fresh = known & (time_ns > self.state["read_ns"] + _SECOND // 2)
+        fresh = np.isfinite(values) & (time_ns > self.state["read_ns"] + _SECOND // 2)
         self.state["read_ns"][fresh] = time_ns[fresh]
         learnable = np.fromiter((name not in masked for name in entities), dtype=bool, count=len(entities))
-        self._learn(values, fresh & learnable[:, None])
-        return features
+        rows = self.advance(values, fresh, fresh & learnable[:, None])
+        return Features(names=self.names, entities=entities, values=rows)
+
+    def advance(self, values: Array, fresh: NDArray[np.bool_], learn: NDArray[np.bool_]) -> Float32:
+        """Follow the `fresh` ones of values [S, M], judge all, learn from `learn`; return features [S, K]."""
+        known = np.isfinite(values)
+        self._follow(values, fresh)
+        rows = self._features(values, known)
+        self._learn(values, learn)
+        return rows
 
     def _gather(self, snapshot: Snapshot) -> tuple[Array, NDArray[np.int64], tuple[str, ...]]:
         readings = [read(snapshot.latest(metric), snapshot.now_ns, 0.0) for metric in self.metrics]
@@ -105,40 +115,45 @@ class FeatureTable:
             if row is not None:
                 self.state["events"][row] += 1.0
 
-    def _features(self, values: Array, known: Array, entities: tuple[str, ...]) -> Features:
+    def _follow(self, values: Array, fresh: NDArray[np.bool_]) -> None:
+        """Move the recent mean and variance."""
+        state = self.state
+        first = fresh & np.isnan(state["fast"])
+        with np.errstate(all="ignore"):
+            step = np.clip(values - state["fast"], -_HUGE, _HUGE)
+            wobble = state["wobble"] + _FAST * (step**2 - state["wobble"])
+            fast = state["fast"] + _FAST * step
+        state["wobble"] = np.where(fresh & ~first, wobble, state["wobble"])
+        state["fast"] = np.where(first, values, np.where(fresh, fast, state["fast"]))
+
+    def _features(self, values: Array, known: NDArray[np.bool_]) -> Float32:
         state = self.state
         with np.errstate(all="ignore"):
             sigma = self._sigma()
-            distance = np.clip((values - state["slow"]) / sigma, -_CLIP, _CLIP)
-            slope = np.clip((state["fast"] - state["slow"]) / sigma, -_CLIP, _CLIP)
+            parts = ((values - state["slow"]) / sigma, (state["fast"] - state["slow"]) / sigma,
+                     np.sqrt(state["wobble"]) / sigma)  # fmt: skip
         ready = state["count"] >= _WARM
         had = state["count"] > 0
         missing = (had & ~known).sum(axis=1) / np.maximum(had.sum(axis=1), 1)
-        columns = [np.where(ready & known, part, 0.0) for part in (distance, slope)]
+        columns = [np.where(ready & known, np.clip(part, -_CLIP, _CLIP), 0.0) for part in parts]
         rows = np.hstack([*columns, missing[:, None], np.minimum(state["events"], _CLIP)[:, None]])
         rows[~(ready.any(axis=1) & known.any(axis=1))] = np.nan
-        return Features(names=self.names, entities=entities, values=rows.astype(np.float32))
+        return rows.astype(np.float32)
 
     def _sigma(self) -> Array:
         """Own spread of each series, never below a hundredth of its level: quieter than that is rounding."""
         return np.maximum(_TO_SIGMA * self.state["spread"], 0.01 * np.abs(self.state["slow"]) + 1e-6)
 
-    def _moved(self, name: str, first: Array, learn: Array, values: Array, step: Array) -> Array:
-        state = self.state[name]
-        return np.where(first, values, np.where(learn, state + step, state))
-
-    def _learn(self, values: Array, learn: Array) -> None:
+    def _learn(self, values: Array, learn: NDArray[np.bool_]) -> None:
+        """Move normal and spread; one odd reading moves them no further than an ordinary one would."""
         state = self.state
-        early = 1.0 / (state["count"] + 1.0)
+        weight = np.maximum(_SLOW, 1.0 / (state["count"] + 1.0))
         first = learn & (state["count"] == 0)
         with np.errstate(all="ignore"):
-            # one odd reading moves the normal no further than an ordinary one would
             reach = np.where(state["count"] >= _WARM, _REACH * self._sigma(), np.inf)
-            gap = np.minimum(np.abs(values - state["slow"]), reach)
             step = np.clip(values - state["slow"], -reach, reach)
-        state["fast"] = self._moved("fast", first, learn, values, _FAST * (values - state["fast"]))
-        state["slow"] = self._moved("slow", first, learn, values, np.maximum(_SLOW, early) * step)
-        with np.errstate(all="ignore"):
-            spread = state["spread"] + np.maximum(_SLOW, early) * (gap - state["spread"])
+            slow = state["slow"] + weight * step
+            spread = state["spread"] + weight * (np.abs(step) - state["spread"])
+        state["slow"] = np.where(first, values, np.where(learn, slow, state["slow"]))
         state["spread"] = np.where(learn & ~first & np.isfinite(spread), spread, state["spread"])
         state["count"] += learn

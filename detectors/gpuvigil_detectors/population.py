@@ -24,7 +24,7 @@ from gpuvigil_detectors.series_state import Array, SeriesState, rows_of, take
 _SECOND: Final = 1_000_000_000
 _LATE_S: Final = 2  # columns that may still be filled
 _COLUMNS_MAX: Final = 5
-_RESERVOIR: Final = 4096
+RESERVOIR: Final = 4096
 _WORST: Final = 3
 _ROWS_MIN: Final = 256
 
@@ -160,20 +160,16 @@ class Population:
             newest = np.where(np.isfinite(scores), scores, -np.inf).max(axis=1, initial=-np.inf)
             odd = np.where(np.isfinite(newest), newest, np.nan)
             columns.append(take(odd, rows_of(window.entities, entities), np.nan))
-        every = np.stack(columns, axis=1)
-        ranked = -np.sort(-np.nan_to_num(every, nan=-1.0), axis=1)[:, :_WORST]
-        spoken = (ranked >= 0).sum(axis=1)
-        mean = np.where(ranked >= 0, ranked, 0.0).sum(axis=1) / np.maximum(spoken, 1)
-        return np.where(spoken > 0, mean, np.nan)
+        return worst_mean(np.stack(columns, axis=1))
 
     def _gather(self, rows: Float32) -> None:
         """Keep a bounded sample of healthy rows, the newest likelier than the oldest."""
         whole = rows[np.isfinite(rows).all(axis=1)]
-        room = _RESERVOIR - len(self.rows)
+        room = RESERVOIR - len(self.rows)
         self.rows = np.concatenate([self.rows, whole[:room]])
-        rest = whole[max(room, 0) :][:_RESERVOIR]
+        rest = whole[max(room, 0) :][:RESERVOIR]
         if len(rest):
-            self.rows[self._rng.choice(_RESERVOIR, len(rest), replace=False)] = rest
+            self.rows[self._rng.choice(RESERVOIR, len(rest), replace=False)] = rest
 
     def _fit_when_due(self, now_ns: int, start_ns: int) -> None:
         times, fitted = self._times, self._fitting.take(now_ns)
@@ -218,6 +214,14 @@ class Population:
         waiting = self._pending[name]
         pool.add(waiting[rows][healthy])
         waiting[rows] = scores
+
+
+def worst_mean(scores: Array) -> NDArray[np.float64]:
+    """Mean of the worst three of each row's scores [S, M]; NaN where none has an opinion."""
+    ranked = -np.sort(-np.nan_to_num(scores, nan=-1.0), axis=1)[:, :_WORST]
+    spoken = (ranked >= 0).sum(axis=1)
+    mean = np.where(ranked >= 0, ranked, 0.0).sum(axis=1) / np.maximum(spoken, 1)
+    return np.where(spoken > 0, mean, np.nan)
 
 
 def _spread(part: Array, rows: NDArray[np.int64], size: int) -> NDArray[np.float64]:
