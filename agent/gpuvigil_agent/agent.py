@@ -17,6 +17,7 @@ from gpuvigil_agent.host_runner import HostRunner
 from gpuvigil_agent.identity import kernel_boot_id, phase_s
 from gpuvigil_agent.kernel_reader import KernelReader
 from gpuvigil_agent.ledger import METRICS
+from gpuvigil_agent.metrics_server import MetricsServer
 from gpuvigil_agent.notify import Notify
 from gpuvigil_agent.schedule import Beat, sleep_until_due
 from gpuvigil_agent.spool import Spool
@@ -45,6 +46,7 @@ class Agent:
         self.events = Events(self.spool, self.stream)
         self.kernel = KernelReader(config, node, self._gpu_by_pci, self._on_event)
         self.beat = Beat(phase_s(node))
+        self.endpoint: MetricsServer | None = None
         self.stop = asyncio.Event()
         self.ticks = 0
         self.lateness_s = 0.0
@@ -59,7 +61,8 @@ class Agent:
     async def run(self) -> None:
         """Start every part, tick until `stop`, end every part. Raises SpoolError and ConfigError at start."""
         self.spool.open()
-        server = metrics.serve(self, self.config.metrics.address) if self.config.metrics.address else None
+        if self.config.metrics.address:
+            self.endpoint = metrics.serve(self, self.config.metrics.address)
         await self.driver.start()
         link = asyncio.ensure_future(self.stream.run())
         self.kernel.start()
@@ -75,8 +78,8 @@ class Agent:
         finally:
             self._notify.stopping()
             await self._end(link)
-            if server is not None:
-                server[0].shutdown()
+            if self.endpoint is not None:
+                self.endpoint.shutdown()
 
     async def _tick(self) -> None:
         tick = self.beat.next()
@@ -155,10 +158,11 @@ class Agent:
         accounts = self.spool.ledger.snapshot()
         waiting = sum(account.spooled + account.in_flight for account in accounts.values())
         gpus = f"{sum(gpu.seen for gpu in self.driver.gpus)} GPUs ({self.driver.source})"
-        where = {"live": "streaming to", "refused": "refused by"}.get(self.stream.state, "not connected to")
+        stream, address = self.stream, self.config.collector.address
+        link = {"live": f"streaming to {address}", "refused": f"refused by {address}: {stream.reason}"}
         parts = [
             self.driver.note or gpus,
-            f"{where} {self.config.collector.address}",
+            link.get(stream.state, f"not connected to {address}{stream.reason and ': '}{stream.reason}"),
             f"spool {waiting} messages",
         ]
         if self.spool.state != "ok":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,21 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
         "grpc.use_local_subchannel_pool",
         1,
     ),  # a new channel is a new connection, with the files as they are now
+)
+_CAUSES: Final = (
+    ("connection refused", "connection refused"),
+    ("no route to host", "no route"),
+    ("network is unreachable", "no route"),
+    ("name resolution", "name not found"),
+    ("dns resolution", "name not found"),
+    ("domain name not found", "name not found"),
+    ("certificate", "TLS refused: certificate"),
+    ("handshak", "TLS refused: handshake failed"),
+    ("ssl", "TLS refused: handshake failed"),
+    ("socket closed", "closed by the other side (TLS on one side alone, or a certificate it does not trust)"),
+    ("connection reset", "connection reset"),
+    ("timed out", "no answer"),
+    ("timeout", "no answer"),
 )
 
 
@@ -57,3 +73,32 @@ def fingerprint(tls: Tls) -> tuple[tuple[int, int], ...]:
             continue
         found.append((status.st_mtime_ns, status.st_size))
     return tuple(found)
+
+
+class UnreachableError(Exception):
+    """Nobody answers at the address; the text says what happened there, for people."""
+
+
+async def until_ready(channel: grpc.aio.Channel, address: str, timeout_s: float) -> None:
+    """Connect. Raises UnreachableError as soon as an attempt has failed, or when the time is up."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            state = channel.get_state(try_to_connect=True)
+            while state is not grpc.ChannelConnectivity.READY:
+                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                    raise UnreachableError(f"{await _why(channel)} at {address}")
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+    except TimeoutError:
+        raise UnreachableError(f"no answer within {timeout_s:g} s at {address}") from None
+
+
+async def _why(channel: grpc.aio.Channel) -> str:
+    """Return why a channel failed: any call on it ends at once, with the cause in its details."""
+    try:
+        await channel.unary_unary("/", request_serializer=None)(b"", timeout=1)
+    except grpc.aio.AioRpcError as error:
+        detail = error.details() or ""
+        found = next((words for mark, words in _CAUSES if mark in detail.lower()), "")
+        return found or f"unreachable ({detail.rpartition('last error: ')[2][:200]})"
+    return "unreachable"

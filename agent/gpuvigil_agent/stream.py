@@ -27,7 +27,13 @@ from gpuvigil_protos.v1 import stream_pb2 as pb
 
 _FIRST_BACKOFF_S: Final = 0.5
 _STEADY_S: Final = 10.0  # a session that lived this long forgives the failures before it
-_SLOW_CODES: Final = {"PERMISSION_DENIED", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
+_REFUSALS: Final = {  # a person has to act: what to say, after how many answers of this kind in a row
+    "PERMISSION_DENIED": (1, "the certificate must name this node"),
+    "FAILED_PRECONDITION": (1, "agent and collector must be of one schema version: update one"),
+    "UNIMPLEMENTED": (1, "no gpuvigil collector is at this address"),
+    # right after an agent's restart its own old stream may still be there for some seconds
+    "ALREADY_EXISTS": (4, "another agent uses this node name: rename one or stop it"),
+}
 _log = log.get("stream")
 
 
@@ -46,6 +52,7 @@ class Stream:
         self.config, self.node, self.spool = config, node, spool
         self.inventory, self.dictionary, self.on_setting = inventory, dictionary, on_setting
         self.state = "connecting"
+        self.reason = ""  # why it is not live, one line for people
         self.counters: dict[str, int] = {
             "connects": 0, "failures": 0, "batches_sent": 0, "events_sent": 0, "backlog_sent": 0,
             "bytes_sent": 0, "acks": 0, "refusals": 0, "commands": 0, "settings": 0, "live_overflows": 0,
@@ -57,7 +64,8 @@ class Stream:
         self._marks = channels.fingerprint(config.tls)
         self._attempt = 0
         self._cautious = False
-        self._last_word = ""
+        self._last_said = ""
+        self._last_word, self._in_a_row = "", 0
 
     @property
     def connected(self) -> bool:
@@ -97,7 +105,11 @@ class Stream:
             await self._connect_and_serve()
         except grpc.aio.AioRpcError as error:
             await self._failed(error.code().name, error.details() or "")
-        except (TimeoutError, ConfigError, SessionEndedError) as error:
+        except channels.UnreachableError as error:
+            await self._failed("unreachable", str(error))
+        except TimeoutError:
+            await self._failed("timeout", "the collector took the connection and does not answer")
+        except (ConfigError, SessionEndedError) as error:
             await self._failed(type(error).__name__, str(error))
         finally:
             self._session = None
@@ -110,7 +122,7 @@ class Stream:
         self._marks = channels.fingerprint(config.tls)
         fresh = channels.open_channel(config)
         try:
-            await asyncio.wait_for(fresh.channel_ready(), config.collector.connect_timeout)
+            await channels.until_ready(fresh, config.collector.address, config.collector.connect_timeout)
         except BaseException:
             await fresh.close(None)
             raise
@@ -147,7 +159,7 @@ class Stream:
         self.state = "live"
         self.counters["connects"] += 1
         self._cautious = False
-        self._last_word = ""
+        self.reason = self._last_word = self._last_said = ""
         _log.info("stream_live", collector=self.config.collector.address)
 
     async def _failed(self, word: str, detail: str) -> None:
@@ -157,18 +169,25 @@ class Stream:
         was_live = self._session is not None and self._session.live
         self._cautious = word == "INVALID_ARGUMENT" and was_live
         self._attempt += 1
-        limit = self.config.collector.backoff_max
-        ceiling = min(limit, _FIRST_BACKOFF_S * 2 ** min(self._attempt, 16))
-        wait_s = random.uniform(0, ceiling)
-        self.state = "backoff"
-        if word in _SLOW_CODES:
-            self.state, wait_s = "refused", random.uniform(limit / 2, limit)
-        if word != self._last_word:
-            _log.warning(
-                "stream_lost", reason=word, detail=clean(detail, 300), collector=self.config.collector.address
-            )
+        self._in_a_row = self._in_a_row + 1 if word == self._last_word else 1
         self._last_word = word
+        limit = self.config.collector.backoff_max
+        wait_s = random.uniform(0, min(limit, _FIRST_BACKOFF_S * 2 ** min(self._attempt, 16)))
+        self.state, self.reason = "backoff", clean(detail or word, 300)
+        patience, advice = _REFUSALS.get(word, (0, ""))
+        if advice and self._in_a_row >= patience:
+            self.state, wait_s = "refused", random.uniform(limit / 2, limit)
+            self.reason = f"{self.reason}: {advice}"
+        self._say(word)
         try:
             await asyncio.wait_for(self._kick.wait(), wait_s)
         except TimeoutError:
             return
+
+    def _say(self, word: str) -> None:
+        """Log a failure when it is another one than before."""
+        said = f"{self.state} {word} {self.reason if word == 'unreachable' else ''}"
+        if said != self._last_said:
+            event = "stream_refused" if self.state == "refused" else "stream_lost"
+            _log.warning(event, reason=word, detail=self.reason, collector=self.config.collector.address)
+        self._last_said = said

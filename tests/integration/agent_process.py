@@ -37,10 +37,10 @@ class AgentProcess:
     def log(self) -> str:
         return (self.folder / "agent.log").read_text()
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, **more: str) -> subprocess.Popen[bytes]:
         command = (sys.executable, "-m", "gpuvigil_agent", "--config", str(self.config))
         with (self.folder / "agent.log").open("ab") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment())
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment() | more)
         return self.process
 
     def metric(self, start: str) -> float:
