@@ -23,12 +23,13 @@ _COUNT_MAX: Final = 1_000_000
 
 @dataclass(slots=True)
 class Report:
-    """What is known of one number on one entity."""
+    """What is known of one number on one entity; a drill's and a fault's are two reports."""
 
     row: CodeRow
     node: str
     entity: str
     code: int
+    synthetic: bool
     first_ns: int
     last_ns: int
     count: int = 0
@@ -37,7 +38,6 @@ class Report:
     units: dict[str, deque[int]] = field(default_factory=dict)
     signal_ns: int = 0
     signal_origins: set[str] = field(default_factory=set)
-    synthetic: bool = False
     word: str = ""
     text: str = ""
     said: tuple[tuple[object, ...], Finding] | None = None
@@ -49,7 +49,7 @@ class CodeReports:
     def __init__(self, table: CodeTable, label: str) -> None:
         self._table, self._label = table, label
         self._rows = table.by_code()
-        self._known: dict[tuple[str, int], Report] = {}
+        self._known: dict[tuple[str, int, bool], Report] = {}  # by entity, number, and whether it is a drill
         self._applications: dict[str, dict[str, deque[int]]] = {}  # node -> GPU -> its bursts
         self.dropped = 0
 
@@ -62,29 +62,33 @@ class CodeReports:
         time_ns, entity = min(event.time_ns, now_ns), f"{event.node}/{event.entity}"
         row = self.row(event.code)
         for code in row.cancels:
-            cancelled = self._known.get((entity, code))
+            cancelled = self._known.get((entity, code, event.synthetic))
             if cancelled is not None and cancelled.last_ns <= time_ns:
-                del self._known[entity, code]
-        report = self._known.get((entity, event.code))
+                del self._known[entity, code, event.synthetic]
+        report = self._known.get((entity, event.code, event.synthetic))
         if report is None:
             if len(self._known) >= _REPORTS_MAX:
                 self._evict()
-            report = Report(row, event.node, entity, event.code, time_ns, time_ns)
-            self._known[entity, event.code] = report
+            report = Report(row, event.node, entity, event.code, event.synthetic, time_ns, time_ns)
+            self._known[entity, event.code, event.synthetic] = report
         self._add(report, event, time_ns)
-        if row.fault_class == "xid_application":
+        if row.fault_class == "xid_application" and not event.synthetic:
             of_node = self._applications.setdefault(event.node, {})
             if entity in of_node or len(of_node) < _REMEMBERED:
                 bursts = of_node.setdefault(entity, deque(maxlen=_REMEMBERED))
                 _burst(bursts, time_ns, self._table.default.burst_s)
 
-    def clear(self, entity: str, before_ns: int) -> None:
-        """A GPU came back after a reset, or its node booted (`entity` ends in `/`): only sticky ones stay."""
+    def clear(self, entity: str, before_ns: int, *, drill: bool = False) -> None:
+        """A GPU came back after a reset, or its node booted (`entity` ends in `/`): only sticky ones stay.
+
+        What is said in a drill ends what was said in a drill.
+        """
         gone = [
             key
             for key, report in self._known.items()
             if (key[0] == entity or (entity.endswith("/") and key[0].startswith(entity)))
             and report.row.sticky_s is None
+            and report.synthetic >= drill
             and report.last_ns <= before_ns
         ]
         for key in gone:
@@ -124,7 +128,6 @@ class CodeReports:
         if time_ns - report.last_ns > self._sticky_ns(report):
             report.first_ns = time_ns  # it had lapsed: this is a new occurrence
         report.origins.add(event.origin)
-        report.synthetic = event.synthetic
         report.word = event.fields.get("severity", report.word)
         report.text = event.text or report.text
         report.first_ns, report.last_ns = min(report.first_ns, time_ns), max(report.last_ns, time_ns)
@@ -152,7 +155,7 @@ class CodeReports:
         settled = now_ns - report.first_ns >= report.row.settle_s * _SECOND
         recent = len(self._recent(report.bursts, now_ns))
         key = (settled, recent, report.count, report.first_ns, report.last_ns, len(report.origins),
-               report.synthetic, report.word, report.text)  # fmt: skip
+               report.word, report.text)  # fmt: skip
         if report.said is None or report.said[0] != key:
             report.said = key, self._worded(report, recent, settled)
         return report.said[1]

@@ -18,6 +18,10 @@ _SETTLE_S: Final = 90.0  # a cause that is read once a minute must have had its 
 RECOVERY_XID: Final = 154
 
 
+_Key = tuple[str, bool]
+"""(entity, whether it is a drill): the two never meet."""
+
+
 @dataclass(slots=True)
 class _Word:
     """What the driver said last of one GPU, since when, and the class that went with it."""
@@ -27,7 +31,6 @@ class _Word:
     heard_ns: int
     origin: str
     fault_class: str = ""
-    synthetic: bool = False
 
 
 class Recovery:
@@ -35,8 +38,8 @@ class Recovery:
 
     def __init__(self, table: RecoveryTable) -> None:
         self._actions = {row.code: row for row in table.action}
-        self._words: dict[str, _Word] = {}
-        self._told: dict[tuple[str, str], tuple[Finding, int, Finding]] = {}
+        self._words: dict[_Key, _Word] = {}
+        self._told: dict[tuple[str, str, bool], tuple[Finding, int, Finding]] = {}
 
     def take(self, event: FactEvent, now_ns: int) -> None:
         """Note a recovery_action event or an Xid 154; a line without a readable code is for a person.
@@ -47,7 +50,7 @@ class Recovery:
             return
         code = event.code if event.kind == "recovery_action" else _hex(event.fields.get("to_code", ""))
         entity = f"{event.node}/{event.entity}"
-        self._hear(entity, code, min(event.time_ns, now_ns), event.origin, event.synthetic)
+        self._hear((entity, event.synthetic), code, min(event.time_ns, now_ns), event.origin)
 
     def read(self, snapshot: Snapshot) -> None:
         """Note the polled value of every GPU whose reading is newer than the last word."""
@@ -56,46 +59,49 @@ class Recovery:
         fresh = (values >= 0) & (latest.age_s <= _AGE_MAX_S)
         for row in np.flatnonzero(fresh & (values > 0)):
             time_ns = snapshot.now_ns - int(max(0.0, float(latest.age_s[row])) * _SECOND)
-            self._hear(latest.entities[row], int(values[row]), time_ns, "driver", False)
+            self._hear((latest.entities[row], False), int(values[row]), time_ns, "driver")
         if self._words:
             self._let_go(latest.entities, fresh & (values == 0), latest.age_s, snapshot.now_ns)
 
-    def clear(self, entity: str) -> None:
-        """The GPU came back after a reset."""
-        self._words.pop(entity, None)
+    def clear(self, entity: str, *, drill: bool = False) -> None:
+        """The GPU came back after a reset; in a drill, that ends the drill's word alone."""
+        self._words.pop((entity, True), None)
+        if not drill:
+            self._words.pop((entity, False), None)
 
     def apply(self, findings: list[Finding], now_ns: int) -> list[Finding]:
         """Put the driver's action into Xid findings of its GPU, and add its own finding of the same class."""
         out = self._outrank(findings)
         worst = self._worst(findings)
-        for entity, word in self._words.items():
+        for key, word in self._words.items():
             action = self._actions.get(word.code)
             if action is not None and action.severity == "info":
                 continue
-            word.fault_class = word.fault_class or (worst[entity].fault_class if entity in worst else "")
-            out.append(self._finding(entity, word, action, now_ns))
+            word.fault_class = word.fault_class or (worst[key].fault_class if key in worst else "")
+            out.append(self._finding(key, word, action, now_ns))
         return out
 
-    def _worst(self, findings: list[Finding]) -> dict[str, Finding]:
+    def _worst(self, findings: list[Finding]) -> dict[_Key, Finding]:
         """The gravest finding that notifies of every GPU with a word; the first among equals."""
-        worst: dict[str, Finding] = {}
+        worst: dict[_Key, Finding] = {}
         for finding in findings:
-            if not finding.notify or finding.entity not in self._words:
+            key = (finding.entity, finding.synthetic)
+            if not finding.notify or key not in self._words:
                 continue
-            before = worst.get(finding.entity)
+            before = worst.get(key)
             if before is None or _gravity(finding) > _gravity(before):
-                worst[finding.entity] = finding
+                worst[key] = finding
         return worst
 
     def _outrank(self, findings: list[Finding]) -> list[Finding]:
         """The driver's word in place of the catalogue's; what was said of the same finding is said again."""
         out, told = [], {}
         for finding in findings:
-            word = self._words.get(finding.entity)
+            word = self._words.get((finding.entity, finding.synthetic))
             if word is None or not finding.rule.startswith("xid_") or not finding.notify:
                 out.append(finding)
                 continue
-            key = (finding.rule, finding.entity)
+            key = (finding.rule, finding.entity, finding.synthetic)
             known = self._told.get(key)
             if known is None or known[0] is not finding or known[1] != word.code:
                 known = (finding, word.code, self._outranked(finding, word))
@@ -116,12 +122,12 @@ class Recovery:
             finding, evidence=replace(finding.evidence, facts=facts), severity=severity, sentence=sentence
         )
 
-    def _finding(self, entity: str, word: _Word, action: RecoveryAction | None, now_ns: int) -> Finding:
+    def _finding(self, key: _Key, word: _Word, action: RecoveryAction | None, now_ns: int) -> Finding:
         name = action.name if action else f"action {word.code}, which is not known: ask a person"
         return Finding(
             detector="rules",
             rule="recovery_action",
-            entity=entity,
+            entity=key[0],
             fault_class=word.fault_class or "gpu_error",
             severity=action.severity if action else "warning",
             start_ns=word.since_ns,
@@ -130,7 +136,7 @@ class Recovery:
             metric=_METRIC,
             origin=word.origin,
             notify=bool(word.fault_class) or now_ns - word.since_ns >= _SETTLE_S * _SECOND,
-            synthetic=word.synthetic,
+            synthetic=key[1],
             evidence=Evidence(
                 observed=float(word.code),
                 expected=0.0,
@@ -140,25 +146,25 @@ class Recovery:
             ),
         )
 
-    def _hear(self, entity: str, code: int, time_ns: int, origin: str, synthetic: bool) -> None:
-        word = self._words.get(entity)
+    def _hear(self, key: _Key, code: int, time_ns: int, origin: str) -> None:
+        word = self._words.get(key)
         if word is None:
             if code != 0:
-                self._words[entity] = _Word(code, time_ns, time_ns, origin, "", synthetic)
+                self._words[key] = _Word(code, time_ns, time_ns, origin)
         elif time_ns >= word.heard_ns:
-            if code != word.code:
-                word.code, word.synthetic = code, synthetic
+            word.code = code
             word.heard_ns = time_ns
 
     def _let_go(
         self, entities: tuple[str, ...], none_now: np.ndarray, age_s: np.ndarray, now_ns: int
     ) -> None:
+        spoken_of = {entity for entity, _ in self._words}
         said_none = {entities[row]: now_ns - int(age_s[row] * _SECOND) for row in np.flatnonzero(none_now)
-                     if entities[row] in self._words}  # fmt: skip
-        for entity, word in list(self._words.items()):
+                     if entities[row] in spoken_of}  # fmt: skip
+        for key, word in list(self._words.items()):
             lapsed = now_ns - word.heard_ns > _HOLD_S * _SECOND
-            if lapsed or said_none.get(entity, 0) > word.heard_ns:
-                del self._words[entity]
+            if lapsed or said_none.get(key[0], 0) > word.heard_ns:
+                del self._words[key]
 
 
 def _gravity(finding: Finding) -> int:

@@ -46,7 +46,7 @@ class Rules:
         self._metrics = MetricRules()
         lines = catalogue.load("kernel", catalogue.KernelLines).line
         self._line_rows = {row.rule: row for row in lines}
-        self._lines: dict[tuple[str, str], _Line] = {}
+        self._lines: dict[tuple[str, str, bool], _Line] = {}  # by entity, rule, and whether it is a drill
         self._boots: dict[str, str] = {}
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
@@ -93,8 +93,9 @@ class Rules:
         elif event.kind == "recovery_action" and not event.judged:
             self._recovery.take(event, now_ns)
         elif event.kind == "gpu_returned":
-            self._xids.clear(f"{event.node}/{event.entity}", min(event.time_ns, now_ns))
-            self._recovery.clear(f"{event.node}/{event.entity}")
+            entity = f"{event.node}/{event.entity}"
+            self._xids.clear(entity, min(event.time_ns, now_ns), drill=event.synthetic)
+            self._recovery.clear(entity, drill=event.synthetic)
         elif event.kind == "kernel":
             self._take_line(event, now_ns)
 
@@ -125,7 +126,7 @@ class Rules:
             return
         device = event.fields.get("device", "")
         blamed = f"disk:{device}" if row.blame == "device" and device else event.entity
-        key, time_ns = (f"{event.node}/{blamed}", row.rule), min(event.time_ns, now_ns)
+        key, time_ns = (f"{event.node}/{blamed}", row.rule, event.synthetic), min(event.time_ns, now_ns)
         line = self._lines.get(key)
         if line is None:
             if len(self._lines) >= _LINES_MAX:
@@ -137,7 +138,7 @@ class Rules:
     def _held_lines(self, now_ns: int) -> list[Finding]:
         held = {k: v for k, v in self._lines.items() if now_ns - v.last_ns <= v.row.sticky_s * _SECOND}
         self._lines = held
-        return [_line_finding(entity, line) for (entity, _), line in held.items()]
+        return [_line_finding(entity, line) for (entity, *_), line in held.items()]
 
 
 def _line_finding(entity: str, line: _Line) -> Finding:

@@ -21,6 +21,7 @@ class Structural:
     def __init__(self, bounds: catalogue.StructuralBounds | None = None) -> None:
         given = bounds if bounds is not None else catalogue.load("structural", catalogue.StructuralBounds)
         self._driver = DriverState(given)
+        self._drills = DriverState(given)  # what injected events say: it touches no real fact, and none it
         self._silence = Silence(given)
         self._stopped = Stopped(given)
         self._frozen = Frozen(given)
@@ -30,12 +31,14 @@ class Structural:
         snapshot = Cached(snapshot)
         for event in snapshot.events:
             if not event.judged or _of_this_boot(event, snapshot.nodes):
-                self._driver.take(event, snapshot.now_ns)
+                (self._drills if event.synthetic else self._driver).take(event, snapshot.now_ns)
         self._driver.inventory(snapshot.nodes, snapshot.now_ns)
         gpus = self._stopped.gpus
         gpus.update(snapshot)
-        self._driver.readings(gpus.of_entities([*self._driver.lost, *self._driver.stuck]))
-        found = self._driver.findings(snapshot.now_ns)
+        found = []
+        for state in (self._driver, self._drills):
+            state.readings(gpus.of_entities([*state.lost, *state.stuck]))
+            found += state.findings(snapshot.now_ns)
         found += self._silence.findings(snapshot.nodes, snapshot.now_ns)
         found += self._stopped.findings(snapshot, self._driver)
         return found + self._frozen.findings(snapshot)

@@ -22,9 +22,9 @@ def crowd_claim(node: str, refused: list[Claim], node_max: int) -> Claim:
         start_ns=first.start_ns, end_ns=max(claim.findings[0].end_ns for claim in refused), origin="agent",
         sentence=f"{node_max} incidents are open on {node}; {len(refused)} further faults are shown here "
         f"alone, first {first.fault_class} on {first.entity}: {first.findings[0].sentence}",
-        synthetic=all(finding.synthetic for claim in refused for finding in claim.findings),
+        synthetic=first.synthetic,
     )  # fmt: skip
     return Claim(
         fault_class=_CLASS, entity=finding.entity, start_ns=first.start_ns, statistical=False,
-        findings=(finding,),
+        findings=(finding,), synthetic=first.synthetic,
     )  # fmt: skip

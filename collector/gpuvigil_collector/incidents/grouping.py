@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from gpuvigil_collector.incidents.ranking import Causes, Claim, Key, Widening, locality
+from gpuvigil_collector.incidents.ranking import Causes, Claim, Widening, locality
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import SEVERITIES, Finding
 from gpuvigil_protos import entity as names
 
 
 def claims_of(findings: Iterable[Finding]) -> list[Claim]:
-    """Gather findings by class and entity; the gravest and earliest finding of a claim comes first."""
-    gathered: dict[Key, list[Finding]] = {}
+    """Gather findings by class and entity, drills apart; the gravest and earliest of a claim comes first."""
+    gathered: dict[tuple[str, str, bool], list[Finding]] = {}
     for finding in findings:
-        gathered.setdefault((finding.fault_class, finding.entity), []).append(finding)
-    return [_claim(key, found) for key, found in gathered.items()]
+        gathered.setdefault((finding.fault_class, finding.entity, finding.synthetic), []).append(finding)
+    return [_claim(found) for found in gathered.values()]
 
 
-def _claim(key: Key, found: list[Finding]) -> Claim:
+def _claim(found: list[Finding]) -> Claim:
     found.sort(key=_gravest_first)
     return Claim(
-        fault_class=key[0],
-        entity=key[1],
+        fault_class=found[0].fault_class,
+        entity=found[0].entity,
         start_ns=min(finding.start_ns for finding in found),
         statistical=all(_is_statistical(finding) for finding in found),
         findings=tuple(found),
+        synthetic=found[0].synthetic,
     )
 
 
@@ -45,13 +46,13 @@ def widen(claims: list[Claim], causes: Causes, topology: Topology) -> list[Claim
 
 
 def _widened(claims: list[Claim], row: Widening, topology: Topology) -> list[Claim]:
-    gpus_of: dict[str, dict[str, Claim]] = {}
+    gpus_of: dict[tuple[str, bool], dict[str, Claim]] = {}
     for claim in claims:
         node, part = locality(claim.entity)
         if claim.fault_class == row.fault_class and names.kind_of(part) == "gpu":
-            gpus_of.setdefault(node, {})[part] = claim
+            gpus_of.setdefault((node, claim.synthetic), {})[part] = claim
     wide = []
-    for node, gpus in gpus_of.items():
+    for (node, _), gpus in gpus_of.items():
         total = len(topology.gpus(node))
         if len(gpus) >= row.count_min and len(gpus) >= row.share_min * total:
             wide.append(_node_claim(node, list(gpus.values()), total))
@@ -76,4 +77,5 @@ def _node_claim(node: str, gpus: list[Claim], total: int) -> Claim:
         start_ns=first.start_ns,
         statistical=all(claim.statistical for claim in gpus),
         findings=(finding,),
+        synthetic=first.synthetic,
     )

@@ -23,6 +23,7 @@ class Incident:
 
     findings: the newest of each (detector, rule, entity, class), cause first, bounded; findings_dropped
     counts the rest. members: every claim that belongs here, so that it opens nothing else. gpus: at stake.
+    synthetic: all of it is a drill.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Incident:
             start_ns=self.lead_start_ns,
             statistical=self.statistical,
             findings=(),
+            synthetic=self.synthetic,
         )
 
     def role(self, finding: Finding) -> Literal["cause", "symptom"]:
@@ -92,7 +94,7 @@ def lead_with(incident: Incident, claim: Claim, topology: Topology) -> Incident:
     scope = scope_of(claim.fault_class, claim.entity)
     return replace(
         incident,
-        fingerprint=fingerprint(claim.fault_class, claim.entity),
+        fingerprint=fingerprint(*claim.key),
         fault_class=claim.fault_class,
         target=claim.entity,
         node="" if scope == "fleet" else locality(claim.entity)[0],
@@ -100,6 +102,7 @@ def lead_with(incident: Incident, claim: Claim, topology: Topology) -> Incident:
         cause=claim.findings[0].sentence,
         lead_start_ns=claim.start_ns,
         statistical=claim.statistical,
+        synthetic=claim.synthetic,
         gpus=_gpus_at_stake(scope, claim.entity, topology),
     )
 
@@ -129,7 +132,6 @@ def with_claim(incident: Incident, claim: Claim, now_ns: int, findings_max: int)
         members=incident.members | {claim.key} if new_member else incident.members,
         seen_ns=now_ns if notify else incident.seen_ns,
         severity=max([incident.severity, *notify], key=SEVERITIES.index),
-        synthetic=incident.synthetic or any(finding.synthetic for finding in claim.findings),
     )
 
 

@@ -28,7 +28,7 @@ class OpenSet:
         if incident.members is not known:
             for key in incident.members - known:
                 self._holding.setdefault(key, set()).add(incident.id)
-        if old is None or (old.target, old.fault_class) != (incident.target, incident.fault_class):
+        if old is None or old.fingerprint != incident.fingerprint:
             self._leads[incident.id] = incident.lead
 
     def drop(self, incident: Incident) -> None:

@@ -17,7 +17,9 @@ from gpuvigil_protos.settings import parse_seconds
 
 Reach = Literal["entity", "node", "fleet"]
 Key = tuple[str, str]
-"""(fault class, full entity name)."""
+"""(fault class, full entity name); a drill's class has `DRILL` before it, so that it never meets a fault."""
+
+DRILL: Final = "drill "
 
 FLEET: Final = "fleet"
 _ANY = "*"
@@ -27,18 +29,19 @@ _BEFORE_NS: Final = 10_000_000_000  # a symptom may be seen this much before its
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Findings of one class about one entity. statistical: no fact among them."""
+    """Findings of one class about one entity, all of a drill or none. statistical: no fact among them."""
 
     fault_class: str
     entity: str
     start_ns: int
     statistical: bool
     findings: tuple[Finding, ...]
+    synthetic: bool = False
 
     @property
     def key(self) -> Key:
         """What tells one claim from another."""
-        return (self.fault_class, self.entity)
+        return (DRILL * self.synthetic + self.fault_class, self.entity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +115,8 @@ class Causes:
         }
 
     def explains(self, lead: Claim, claim: Claim) -> bool:
-        """Tell whether `lead` is the cause of `claim`. Nothing explains itself."""
-        if lead.key == claim.key:
+        """Tell whether `lead` is the cause of `claim`. Nothing explains itself, and no drill a fault."""
+        if lead.key == claim.key or lead.synthetic != claim.synthetic:
             return False
         if _statistical_shadow(lead, claim, self.rank(lead.fault_class) < self.rank(claim.fault_class)):
             return True

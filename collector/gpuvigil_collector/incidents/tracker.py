@@ -48,7 +48,7 @@ class Tracker:
     resolved: dict[str, Incident] = field(default_factory=dict)
     not_opened: int = 0
     _set: OpenSet = field(default_factory=OpenSet)
-    _crowds: dict[str, list[Claim]] = field(default_factory=dict)
+    _crowds: dict[tuple[str, bool], list[Claim]] = field(default_factory=dict)
     _pending: dict[Key, int] = field(default_factory=dict)
     _refused: set[Key] = field(default_factory=set)
     _restored: set[str] = field(default_factory=set)
@@ -75,10 +75,10 @@ class Tracker:
         self._changes = []
         claims = widen(claims_of(f for f in findings if f.notify), self.causes, topology)
         claims.sort(key=lambda claim: (self.causes.rank(claim.fault_class), _widest(claim), claim.start_ns))
-        self._crowds = {}
+        self._crowds.clear()
         for claim in claims:
             self._place(claim, topology, now_ns)
-        for node, refused in self._crowds.items():
+        for (node, _), refused in list(self._crowds.items()):
             claims.append(crowd_claim(node, refused, self.settings.node_max))
             self._place(claims[-1], topology, now_ns, crowd=True)
         for claim in claims_of(f for f in findings if not f.notify and self._concerns_open(f)):
@@ -146,10 +146,10 @@ class Tracker:
             self.not_opened += claim.key not in self._refused
             self._refused.add(claim.key)
             if crowded:
-                self._crowds.setdefault(node, []).append(claim)
+                self._crowds.setdefault((node, claim.synthetic), []).append(claim)
             return
         self._pending.pop(claim.key, None)
-        past = self._recent(fingerprint(claim.fault_class, claim.entity), now_ns)
+        past = self._recent(fingerprint(*claim.key), now_ns)
         if past is not None:
             del self.resolved[past.id]
             incident = replace(past, state="open", resolved_ns=None)
