@@ -39,8 +39,12 @@ class Topology:
         return sum(len(fact.gpus) for fact in self.nodes.values())
 
     def placed(self, event: FactEvent) -> FactEvent:
-        """Return the event as one about the node where it names a GPU that the node never said it has."""
+        """Return the event as one about the node where it names a GPU that the node never said it has.
+
+        A node whose inventory is unknown, as after a crash of ours, is believed.
+        """
         uuid = names.gpu_uuid_of(event.entity)
-        if uuid is None or self.gpu_index(event.node, uuid) is not None:
+        known = uuid is None or self.gpu_index(event.node, uuid) is not None
+        if known or event.node not in self.nodes:
             return event
         return replace(event, entity=names.NODE)

@@ -25,6 +25,6 @@ def test_an_event_about_a_gpu_that_the_node_does_not_have_is_the_nodes(entity, p
     assert fleet().placed(event).entity == placed
 
 
-def test_a_node_that_is_not_registered_has_no_gpus():
+def test_a_node_whose_inventory_is_unknown_is_believed():
     event = FactEvent(node="new", time_ns=T0, kind="xid", origin="driver", entity="gpu:GPU-1", code=79)
-    assert fleet().placed(event).entity == "node"
+    assert fleet().placed(event).entity == "gpu:GPU-1"
