@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
-
+from gpuvigil_agent.exposition import Family, Renderer
 from gpuvigil_agent.metrics_health import health_families
+from gpuvigil_agent.metrics_server import MetricsServer
 from gpuvigil_agent.samplers.base import Sample
 from gpuvigil_protos import catalog
 from gpuvigil_protos.catalog import Metric
@@ -34,64 +32,56 @@ _LABELS: Final = {
     "node": ("node",), "gpu": ("node", "gpu", "uuid"), "nvlink": ("node", "gpu", "uuid", "link"),
     "disk": ("node", "device"), "filesystem": ("node", "mountpoint"), "interface": ("node", "interface_name"),
 }  # fmt: skip
-Family = GaugeMetricFamily | CounterMetricFamily
 
 
-def serve(agent: Agent, address: str) -> tuple[Any, Any]:
-    """Start the endpoint; returns its server and thread. Raises ConfigError when the port is taken."""
+def serve(agent: Agent, address: str) -> MetricsServer:
+    """Start the endpoint. Raises ConfigError when the port is taken."""
     host, _, port = address.rpartition(":")
-    registry = CollectorRegistry()
-    registry.register(_Exposition(agent))
+    renderer = Renderer()
     try:
-        return start_http_server(int(port), host.strip("[]"), registry)
+        server = MetricsServer(host.strip("[]"), int(port), lambda: renderer.render(_families(agent)))
     except OSError as error:
         why = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigError(f"metrics.address: expected a free port, got {address}: {why}") from None
+    server.start()
+    return server
 
 
-class _Exposition(Collector):
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-
-    def describe(self) -> list[Family]:
-        """Say nothing ahead: the registry must not scrape while it registers."""
-        return []
-
-    def collect(self) -> Iterator[Family]:
-        agent = self._agent
-        indices = {gpu.uuid: str(gpu.index) for gpu in agent.driver.gpus}
-        yield from sample_families(agent.node, indices, agent.collect.latest.samples())
-        yield from _gpu_families(agent)
-        yield from health_families(agent)
+def _families(agent: Agent) -> Iterator[Family]:
+    indices = {gpu.uuid: str(gpu.index) for gpu in agent.driver.gpus}
+    yield from sample_families(agent.node, indices, agent.collect.latest.samples())
+    yield from _gpu_families(agent)
+    yield from health_families(agent)
 
 
 def sample_families(node: str, indices: dict[str, str], samples: Iterator[Sample]) -> Iterator[Family]:
     """Turn readings into families, one a metric; indices: GPU UUID -> NVML index, as text."""
     families: dict[str, Family] = {}
-    reasons = GaugeMetricFamily(
-        "gpuvigil_gpu_clocks_event_reason_active", "1 while this reason holds clocks below their maximum.",
-        labels=("node", "gpu", "uuid", "reason"),
+    reasons = Family(
+        "gpuvigil_gpu_clocks_event_reason_active", "gauge",
+        "1 while this reason holds clocks below their maximum.", ("node", "gpu", "uuid", "reason"),
     )  # fmt: skip
     for metric, entity, value in samples:
         labels = labels_of(metric, node, entity, indices)
         if metric is catalog.GPU_CLOCKS_EVENT_REASONS:
             for bit, name in REASONS:
-                reasons.add_metric((*labels, name), 1.0 if int(value) & bit else 0.0)
+                reasons.add((*labels, name), 1.0 if int(value) & bit else 0.0)
             continue
         family = families.get(metric.name)
         if family is None:
             family = families[metric.name] = _family(metric)
-        family.add_metric(labels, value)
+        family.add(labels, value)
     yield from families.values()
-    if reasons.samples:
+    if reasons.rows:
         yield reasons
 
 
 def _family(metric: Metric) -> Family:
-    labels = _LABELS[metric.entity_kind]
-    if metric.kind == "counter":
-        return CounterMetricFamily(f"gpuvigil_{metric.name}", metric.help, labels=labels)
-    return GaugeMetricFamily(f"gpuvigil_{metric.name}", metric.help, labels=labels)
+    kind: Literal["gauge", "counter"] = "counter" if metric.kind == "counter" else "gauge"
+    name = f"gpuvigil_{metric.name}"
+    if kind == "counter":
+        name = name.removesuffix("_total")
+    return Family(name, kind, metric.help, _LABELS[metric.entity_kind])
 
 
 def labels_of(metric: Metric, node: str, entity: str, indices: dict[str, str]) -> tuple[str, ...]:
@@ -105,8 +95,8 @@ def labels_of(metric: Metric, node: str, entity: str, indices: dict[str, str]) -
 
 
 def _gpu_families(agent: Agent) -> Iterator[Family]:
-    info = GaugeMetricFamily(
-        "gpuvigil_gpu_info", "1 for each GPU that answers.",
+    info = Family(
+        "gpuvigil_gpu_info", "gauge", "1 for each GPU that answers.",
         labels=("node", "gpu", "uuid", "model", "pci_bus_id", "driver_version"),
     )  # fmt: skip
     for gpu in agent.driver.gpus:
@@ -119,21 +109,22 @@ def _gpu_families(agent: Agent) -> Iterator[Family]:
                 gpu.pci_bus_id,
                 agent.driver.driver_version,
             )
-            info.add_metric(labels, 1.0)
+            info.add(labels, 1.0)
     yield info
-    xids = CounterMetricFamily(
-        "gpuvigil_xid_total", "Xid errors seen, by the driver's events or else the kernel log.",
+    xids = Family(
+        "gpuvigil_xid", "counter", "Xid errors seen, by the driver's events or else the kernel log.",
         labels=("node", "gpu", "uuid", "xid"),
     )  # fmt: skip
-    last = GaugeMetricFamily(
+    last = Family(
         "gpuvigil_last_xid_timestamp_seconds",
+        "gauge",
         "When the GPU's newest Xid came.",
         labels=("node", "gpu", "uuid"),
     )
     indices = {gpu.uuid: str(gpu.index) for gpu in agent.driver.gpus}
     for (uuid, code), number in list(agent.events.xids.items()):
-        xids.add_metric((agent.node, indices.get(uuid, ""), uuid, str(code)), number)
+        xids.add((agent.node, indices.get(uuid, ""), uuid, str(code)), number)
     for uuid, time_ns in list(agent.events.last_xid_ns.items()):
-        last.add_metric((agent.node, indices.get(uuid, ""), uuid), time_ns / 1e9)
+        last.add((agent.node, indices.get(uuid, ""), uuid), time_ns / 1e9)
     yield xids
     yield last

@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
+from gpuvigil_agent.exposition import Family
 from gpuvigil_agent.identity import AGENT_VERSION
 
 if TYPE_CHECKING:
     from gpuvigil_agent.agent import Agent
 
-Family = GaugeMetricFamily | CounterMetricFamily
 Rows = Iterable[tuple[tuple[str, ...], float]]
 
 
 def gauge(agent: Agent, name: str, text: str, rows: Rows, *labels: str) -> Family:
     """Make one gauge family; every row has the node's label first."""
-    family = GaugeMetricFamily(f"gpuvigil_agent_{name}", text, labels=("node", *labels))
-    for values, number in rows:
-        family.add_metric((agent.node, *values), number)
-    return family
+    rows = [((agent.node, *values), number) for values, number in rows]
+    return Family(f"gpuvigil_agent_{name}", "gauge", text, ("node", *labels), rows)
 
 
 def counter(agent: Agent, name: str, text: str, rows: Rows, *labels: str) -> Family:
     """Make one counter family; `name` without `_total`."""
-    family = CounterMetricFamily(f"gpuvigil_agent_{name}", text, labels=("node", *labels))
-    for values, number in rows:
-        family.add_metric((agent.node, *values), number)
-    return family
+    rows = [((agent.node, *values), number) for values, number in rows]
+    return Family(f"gpuvigil_agent_{name}", "counter", text, ("node", *labels), rows)
 
 
 def named(counters: Mapping[str, float]) -> Rows:
@@ -61,6 +55,8 @@ def _samplers(agent: Agent) -> Iterator[Family]:
     health = list(agent.collect.host.health.items())
     yield gauge(agent, "sampler_up", "1 while the sampler's source is there.",
                 [((name,), float(h.up)) for name, h in health], "sampler")  # fmt: skip
+    yield gauge(agent, "sampler_stuck", "1 while the sampler's read hangs; the others go on.",
+                [((name,), float(h.stuck)) for name, h in health], "sampler")  # fmt: skip
     yield gauge(agent, "sampler_duration_seconds", "Time of the sampler's newest reading.",
                 [((name,), h.seconds) for name, h in health], "sampler")  # fmt: skip
     yield counter(agent, "sampler_absences", "Readings whose source was absent.",
@@ -76,8 +72,10 @@ def _ticks(agent: Agent) -> Iterator[Family]:
     )
     yield gauge(agent, "tick_lateness_seconds", "How late the newest tick began.", [((), agent.lateness_s)])
     yield counter(agent, "clock_jumps", "Times the wall clock jumped.", [((), agent.beat.clock_jumps)])
-    yield counter(agent, "host_rounds_late", "Ticks without host readings, because a read hung.",
+    yield counter(agent, "host_rounds_late", "Ticks whose host readings a read that hung cut short.",
                   [((), agent.collect.host.late)])  # fmt: skip
+    yield counter(agent, "threads_refused", "Ticks without host readings, for want of a thread.",
+                  [((), agent.collect.host.threads_refused)])  # fmt: skip
     yield counter(agent, "implausible_samples", "Readings outside what hardware can say.",
                   [((), agent.collect.implausible)])  # fmt: skip
     yield counter(agent, "rate_resets", "Counters that went back.", [((), agent.collect.rates.resets)])
@@ -85,6 +83,8 @@ def _ticks(agent: Agent) -> Iterator[Family]:
     yield counter(
         agent, "series_refused", "Series over the limit of a node.", [((), agent.collect.batch.overflow)]
     )
+    yield counter(agent, "scrapes_refused", "Connections over the endpoint's bound.",
+                  [((), agent.endpoint.refused if agent.endpoint else 0)])  # fmt: skip
     yield gauge(
         agent, "config_reload_ok", "0 while the newest reload was refused.", [((), float(agent.reload_ok))]
     )
