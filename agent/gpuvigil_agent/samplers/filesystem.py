@@ -46,7 +46,7 @@ class Filesystems:
         self._stuck: dict[str, threading.Thread] = {}
 
     def sample(self) -> Iterator[Sample]:
-        """Read once. Raises SourceAbsentError when /proc/self/mountinfo cannot be read."""
+        """Read once. Raises SourceAbsentError for want of /proc/self/mountinfo or of a thread."""
         try:
             text = self._files.read("/proc/self/mountinfo")
         except OSError as error:
@@ -71,7 +71,10 @@ class Filesystems:
         thread = threading.Thread(
             target=_ask_each, args=(self._files, todo, answers, asking), name="statvfs", daemon=True
         )
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no thread: asked again at the next reading
+            raise SourceAbsentError("statvfs: no thread to ask in") from None
         thread.join(_ANSWER_S)
         if thread.is_alive() and asking:
             self._stuck[asking[-1]] = thread
