@@ -54,9 +54,12 @@ class Collector:
         health = self.health()
         return health["now_ns"] - health["started_ns"] > (GRACE_S + 3) * 10**9
 
-    def xids(self) -> float:
+    def metric(self, start: str) -> float:
         page = stack.fetch(f"http://127.0.0.1:{self.web}/metrics").splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in page if line.startswith("gpuvigil_xid_total{"))
+        return sum(float(line.rpartition(" ")[2]) for line in page if line.startswith(start))
+
+    def xids(self) -> float:
+        return self.metric("gpuvigil_xid_total{")
 
 
 def kill_9(process: subprocess.Popen[bytes]) -> None:
@@ -96,6 +99,9 @@ def test_an_incident_outlives_kill_9_for_as_long_as_its_xid_holds(tmp_path):
     with collector.running() as process:
         asyncio.run(told(collector, 1, code=48))
         (incident,) = stack.wait_for(lambda: collector.incidents(state="open"), 20, "the incident")
+        latency = "gpuvigil_ingest_ack_latency_seconds"
+        stack.wait_for(lambda: collector.metric(f"{latency}_count") == 1, 10, "its acknowledgement counted")
+        assert 0 < collector.metric(f"{latency}_sum") < 10
         kill_9(process)
     with collector.running():
         stack.wait_for(collector.past_the_grace, 30, "the grace over")

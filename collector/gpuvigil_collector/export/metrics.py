@@ -6,18 +6,20 @@ entity only for open incidents (100 at most) and Xids (1,000 at most). Message t
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.view import View, health_detail
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.ingest import ack_latency
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import SEVERITIES
 from gpuvigil_protos import entity as names
@@ -207,8 +209,14 @@ def _refusals(rows: Ledger) -> Tally[str]:
 
 def _ingest_families(counters: dict[str, float]) -> Iterator[Metric]:
     """Show what the ingest workers count, under their own names; `name:word` is `name` with that reason."""
+    bounds, total = ack_latency.buckets(counters)
+    yield HistogramMetricFamily(
+        "gpuvigil_ingest_ack_latency_seconds", "Time from a message's arrival until it is durable.",
+        buckets=bounds, sum_value=total,
+    )  # fmt: skip
     families: dict[str, list[tuple[str, float]]] = {}
-    for key, value in sorted(counters.items())[:_INGEST_SERIES_MAX]:
+    others = ((key, value) for key, value in sorted(counters.items()) if not key.startswith(ack_latency.NAME))
+    for key, value in itertools.islice(others, _INGEST_SERIES_MAX):
         name, _, reason = key.partition(":")
         families.setdefault(name, []).append((reason, value))
     for name, rows in families.items():

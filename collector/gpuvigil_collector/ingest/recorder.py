@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from gpuvigil_collector.ingest.ack_latency import AckLatency
 from gpuvigil_collector.ingest.hooks import AFTER_LEDGER_BEFORE_ACK, AFTER_RENAME_BEFORE_LEDGER, Hook
 from gpuvigil_collector.ingest.intervals import IntervalSet
 from gpuvigil_collector.ingest.ledger import Delivery, Key, Ledger, LedgerFile, Row, row_of
@@ -36,6 +37,7 @@ class _Flush:
     received: dict[Key, IntervalSet]
     after: list[Callable[[], None]]
     bytes: int
+    arrived: list[float]
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class _Pending:
     keys: set[Key] = field(default_factory=set)
     after: list[Callable[[], None]] = field(default_factory=list)
     bytes: int = 0
+    arrived: list[float] = field(default_factory=list)
 
 
 class Recorder:
@@ -61,6 +64,7 @@ class Recorder:
         self._next = self.committed + 1
         self._pending = self._new_pending()
         self._stuck: _Flush | None = None
+        self.latency = AckLatency()
         self._on_durable: list[Callable[[frozenset[Key]], None]] = []
         self.counters = dict.fromkeys(("segments_total", "flush_failures_total", "flush_seconds_total"), 0.0)
 
@@ -91,6 +95,7 @@ class Recorder:
     def add_batch(self, key: Key, rows: list[MetricRow], digest: str, dictionary: bytes) -> None:
         """Take one batch's blocks; its dictionary goes to disk with it where it is not there yet."""
         self._pending.unit.metrics += rows
+        self._pending.arrived.append(time.monotonic())
         if digest:
             self._pending.unit.dictionaries[digest] = dictionary
         self._pending.bytes += sum(len(row.values) + _ROW_OVERHEAD_BYTES for row in rows)
@@ -99,6 +104,7 @@ class Recorder:
     def add_event(self, key: Key, row: EventRow) -> None:
         """Take one event."""
         self._pending.unit.events.append(row)
+        self._pending.arrived.append(time.monotonic())
         self._pending.bytes += len(row.text) + _ROW_OVERHEAD_BYTES
         self._pending.keys.add(key)
 
@@ -155,6 +161,7 @@ class Recorder:
             received={key: delivery.received.copy() for key, delivery in deliveries.items()},
             after=pending.after,
             bytes=pending.bytes,
+            arrived=pending.arrived,
         )
 
     def _write(self, flush: _Flush) -> None:
@@ -171,6 +178,7 @@ class Recorder:
         for key, received in flush.received.items():
             self._ledger.delivery(key).durable = received
             self._ledger.touch(key)
+        self.latency.durable(flush.arrived, time.monotonic())
         for tell in flush.after:
             tell()
         for told in self._on_durable:

@@ -196,6 +196,7 @@ class Worker:
         return {
             **{name: float(value) for name, value in self.intake.counters.items()},  # never past 64 bits
             **self.recorder.counters,
+            **self.recorder.latency.counters,
             **self._upkeep.counters,
             "streams": len(self.admission.sessions),
             "pending_bytes": self.recorder.pending_bytes,
