@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gpuvigil_collector.export.counts import Counts
+from gpuvigil_collector.export.recent import Recent, totals_of
 from gpuvigil_collector.export.view import View
 from gpuvigil_collector.incidents.tracker import Change, Tracker
 from gpuvigil_collector.journal import Journal
@@ -74,6 +75,7 @@ class Pipeline:
     _stages: list[Stage] = field(init=False)
     _statistical_findings: list[Finding] = field(default_factory=list)
     _touched_ns: int = 0
+    _recent: Recent = field(default_factory=Recent)
 
     def __post_init__(self) -> None:
         self._stages = [
@@ -137,6 +139,7 @@ class Pipeline:
             open=dict(self.tracker.open),
             resolved=dict(self.tracker.resolved),
             not_opened=self.tracker.not_opened,
+            lately=self._recent.note(tick.now_ns, totals_of(self.store.counters(), self.tracker.not_opened)),
             learning=self.learned.detector.status() if self.learned is not None else {},
             journal_fault=self.journal.fault,
             journal_failures=self.journal.failures,

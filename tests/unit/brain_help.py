@@ -49,6 +49,7 @@ class FakeStore:
 
     fleet: Fleet
     rows: list = field(default_factory=list)
+    counted: dict = field(default_factory=dict)
     arrived: threading.Event = field(default_factory=threading.Event)
 
     def snapshot(self, now_ns):
@@ -66,7 +67,7 @@ class FakeStore:
         return self.rows
 
     def counters(self):
-        return {"streams": 3.0, "batches_total": 12.0, "refused_total:bad_crc": 2.0}
+        return {"streams": 3.0, "batches_total": 12.0, "refused_total:bad_crc": 2.0} | self.counted
 
 
 def ledger_row(node, name="metrics", **more):

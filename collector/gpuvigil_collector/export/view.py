@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpuvigil_collector.export.recent import LATELY, Losses
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.topology import ONE_DOMAIN
 from gpuvigil_detectors.base import NodeFact, Snapshot
 from gpuvigil_protos import entity as names
 
+_NONE = Losses()
+_SEE = "; see /api/v1/ledger"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """The fleet as of `now_ns`. snapshot is None before the first tick."""
+    """The fleet as of `now_ns`. snapshot is None before the first tick. lately: losses of the last 10 min."""
 
     started_ns: int
     now_ns: int
@@ -24,6 +28,7 @@ class View:
     open: Mapping[str, Incident] = field(default_factory=dict)
     resolved: Mapping[str, Incident] = field(default_factory=dict)
     not_opened: int = 0
+    lately: Losses = _NONE
     learning: Mapping[str, Any] = field(default_factory=dict)
     journal_fault: str = ""
     journal_failures: int = 0
@@ -55,22 +60,33 @@ class View:
 
 
 def health_detail(view: View, ledger: list[dict[str, object]], faults: list[str]) -> list[str]:
-    """Sentences on what is wrong with the collector's own work; empty means all is well."""
-    gaps = _sum(ledger, "gap_sequences")
-    refused = sum(sum(_reasons(row).values()) for row in ledger)
+    """Sentences on what is wrong with the collector's own work now; empty means all is well."""
+    lately, gaps, refused = view.lately, *_totals(ledger)
     told = [
-        (gaps, f"{gaps} sequences never arrived and are lost; see /api/v1/ledger"),
-        (refused, f"{refused} messages were refused; see /api/v1/ledger"),
-        (view.not_opened, f"{view.not_opened} findings opened no incident: too many are open"),
+        (lately.gaps, f"{lately.gaps} sequences never arrived {LATELY}, {gaps} in all{_SEE}"),
+        (lately.refused, f"{lately.refused} messages refused {LATELY}, {refused} in all{_SEE}"),
+        (lately.not_opened, f"{lately.not_opened} findings opened no incident {LATELY}: too many are open"),
         (view.journal_fault, view.journal_fault),
     ]
     return faults + [sentence for wrong, sentence in told if wrong]
 
 
-def notes(view: View) -> list[str]:
-    """Sentences that an operator should know and that are no fault."""
+def notes(view: View, ledger: list[dict[str, object]]) -> list[str]:
+    """Sentences that an operator should know and that are no fault now."""
     silent = sum(not fact.connected for fact in view.nodes.values())
-    return [ONE_DOMAIN] + ([f"{silent} of {len(view.nodes)} nodes are silent"] if silent else [])
+    lately, gaps, refused = view.lately, *_totals(ledger)
+    told = [
+        (True, ONE_DOMAIN),
+        (silent, f"{silent} of {len(view.nodes)} nodes are silent"),
+        (gaps and not lately.gaps, f"{gaps} sequences never arrived, none {LATELY}{_SEE}"),
+        (refused and not lately.refused, f"{refused} messages were refused, none {LATELY}{_SEE}"),
+    ]
+    return [sentence for worth_saying, sentence in told if worth_saying]
+
+
+def _totals(ledger: list[dict[str, object]]) -> tuple[int, int]:
+    """Return all sequences lost and all messages refused that the ledger knows of."""
+    return _sum(ledger, "gap_sequences"), sum(sum(_reasons(row).values()) for row in ledger)
 
 
 def _sum(ledger: list[dict[str, object]], field_name: str) -> int:

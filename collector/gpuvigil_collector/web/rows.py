@@ -34,7 +34,7 @@ def health(view: View, ledger: list[Json], faults: list[str]) -> Json:
         "nodes_up": sum(fact.connected for fact in view.nodes.values()),
         "gpus": Topology(view.nodes).gpus_total(),
         "incidents_open": len(view.open),
-        "detail": wrong + notes(view),
+        "detail": wrong + notes(view, ledger),
     }
 
 
