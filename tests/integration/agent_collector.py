@@ -37,7 +37,9 @@ class Taken:
 
 
 class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
-    """Knobs: durable, eat_acks, stall, refuse (sequence -> reason), abort (called with each message)."""
+    """Knobs: durable, durable_lag (sequences received and not yet durable), eat_acks, stall,
+    refuse (sequence -> reason), abort (called with each message).
+    """
 
     __test__ = False
 
@@ -47,7 +49,7 @@ class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
         self.dictionaries: list[pb.Dictionary] = []
         self.results: list[pb.CommandResult] = []
         self.events: list[pb.Event] = []
-        self.durable = True
+        self.durable, self.durable_lag = True, 0
         self.eat_acks = self.stall = False
         self.refuse: dict[int, str] = {}
         self.abort: Callable[[pb.StreamRequest], tuple[grpc.StatusCode, str] | None] = lambda _message: None
@@ -158,7 +160,8 @@ class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
         marks = []
         for number in (pb.CLASS_METRICS, pb.CLASS_EVENTS):
             received = self._of(boot_id, number).watermark()
-            mark = pb.Watermark(received=received, durable=received if self.durable else 0)
+            durable = max(0, received - self.durable_lag) if self.durable else 0
+            mark = pb.Watermark(received=received, durable=durable)
             setattr(mark, "class", number)
             marks.append(mark)
         return marks
