@@ -21,7 +21,7 @@ from gpuvigil_detectors.series_state import Array, Joins, SeriesState, take
 _SECOND: Final = 1_000_000_000
 _CLIP: Final = 20.0
 _FAST: Final = 0.12  # about the newest 16 readings
-_SLOW: Final = 3e-4  # about an hour at 1 Hz
+_SLOW: Final = 1e-4  # about three hours at 1 Hz: what lasts less must not become its own normal
 _WARM: Final = 60
 _EVENT_DECAY: Final = 0.99
 _REACH: Final = 3.0

@@ -16,8 +16,8 @@ from gpuvigil_detectors import models
 from gpuvigil_detectors.base import Float32
 
 _KIND: Final = "forest"
-_ROWS_MIN: Final = 64
-_BLOCK: Final = 8192  # rows scored at once: what stays in the cache
+ROWS_MIN: Final = 64
+_BLOCK: Final = 512  # rows scored at once by all trees: what stays in the cache
 _ARRAYS: Final = ("feature", "threshold", "left", "right", "depth")
 
 
@@ -49,8 +49,8 @@ class Forest:
         from sklearn.ensemble import IsolationForest  # noqa: PLC0415 - takes a second and is needed once a day
 
         whole = features[np.isfinite(features).all(axis=1)]
-        if len(whole) < _ROWS_MIN:
-            raise ValueError(f"a forest needs at least {_ROWS_MIN} whole rows, got {len(whole)}")
+        if len(whole) < ROWS_MIN:
+            raise ValueError(f"a forest needs at least {ROWS_MIN} whole rows, got {len(whole)}")
         grown = IsolationForest(
             n_estimators=self._trees,
             max_samples=min(self._rows, len(whole)),
@@ -87,25 +87,30 @@ class Forest:
         inside = all(((arrays[n] >= 0) & (arrays[n] < nodes)).all() for n in ("left", "right"))
         if not inside or arrays["feature"].max() >= int(meta["features"]):
             raise models.ModelError("forest: expected node and feature numbers within the arrays")
+        leaf = arrays["feature"] < 0
+        if not all((leaf | (arrays[n] > np.arange(nodes))).all() for n in ("left", "right")):
+            raise models.ModelError("forest: expected children after their parent: a ring has no end")
         self._arrays = arrays
         self._features, self._normal = int(meta["features"]), float(meta["normal"])
 
     def _depths(self, rows: Float32) -> NDArray[np.float64]:
         """Mean path length of each row over all trees."""
-        total = np.zeros(len(rows))
-        every = np.arange(len(rows))
-        for tree in range(len(self._arrays["feature"])):
-            feature, threshold, left, right, depth = (self._arrays[name][tree] for name in _ARRAYS)
-            at = np.zeros(len(rows), dtype=np.int64)
-            while True:
-                split = feature[at]
-                inner = split >= 0
-                if not inner.any():
-                    break
-                goes_left = rows[every, np.maximum(split, 0)] <= threshold[at]
-                at = np.where(inner, np.where(goes_left, left[at], right[at]), at)
-            total += depth[at]
-        return total / len(self._arrays["feature"])
+        trees, nodes = self._arrays["feature"].shape
+        base = (np.arange(trees, dtype=np.int32) * nodes)[:, None]
+        split = np.maximum(self._arrays["feature"], 0).ravel()
+        threshold, depth = self._arrays["threshold"].ravel(), self._arrays["depth"].ravel()
+        leaf = self._arrays["feature"] < 0
+        here = np.arange(nodes, dtype=np.int32)
+        left, right = ((np.where(leaf, here, self._arrays[n]) + base).ravel() for n in ("left", "right"))
+        every = np.arange(len(rows))[None, :]
+        at = np.broadcast_to(base, (trees, len(rows)))
+        while True:
+            low = rows[every, split[at]] <= threshold[at]
+            below = np.where(low, left[at], right[at])  # a leaf leads to itself
+            if np.array_equal(below, at):
+                break
+            at = below
+        return np.asarray(depth[at].mean(axis=0, dtype=np.float64))
 
 
 def _path(rows: NDArray[Any]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ _METRIC: Final = "gpu_recovery_action"
 _AGE_MAX_S: Final = 60.0
 _HOLD_S: Final = 10800.0  # a word from the log alone, with no reading after it, lapses after 3 h
 _SETTLE_S: Final = 90.0  # a cause that is read once a minute must have had its time to name the class
+_FRESH_MAX: Final = 500  # words said anew in one tick; in a storm they take turns
 RECOVERY_XID: Final = 154
 
 

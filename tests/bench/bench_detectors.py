@@ -26,7 +26,7 @@ for _folder in ("detectors", "protos"):
 from gpuvigil_detectors.base import FactEvent, Latest, Window  # noqa: E402 - the script runs without an install
 from gpuvigil_detectors.features import GPU_METRICS, NODE_METRICS, FeatureTable  # noqa: E402
 from gpuvigil_detectors.forecast import Forecast  # noqa: E402
-from gpuvigil_detectors.forest import Forest  # noqa: E402
+from gpuvigil_detectors.forest import ROWS_MIN, Forest  # noqa: E402
 from gpuvigil_detectors.population import RESERVOIR, worst_mean  # noqa: E402
 from gpuvigil_detectors.rules import Rules  # noqa: E402
 from gpuvigil_detectors.statistical import Statistical  # noqa: E402
@@ -65,8 +65,9 @@ def forest(train, test):
     learn = fresh & (np.arange(len(both)) < len(train))[:, None]
     rows = np.vstack([table.advance(both[row, None], fresh[row, None], learn[row, None])
                       for row in range(len(both))])  # fmt: skip
-    model = Forest(seed=0)
-    model.fit(_sample(rows[: len(train)]))
+    model, healthy = Forest(seed=0), _sample(rows[: len(train)])
+    if len(healthy) >= ROWS_MIN:  # else it has no opinion, as in the product: one number for every row
+        model.fit(healthy)
     return np.nan_to_num(model.score(rows[len(train) :]), nan=0.0)
 
 

@@ -69,8 +69,10 @@ def test_what_is_no_forest_is_refused(forest):
     data[len(data) // 2] ^= 1
     arrays, meta = models.unpack("forest", forest.dump())
     wild = dict(arrays, left=arrays["left"] + 10_000)
+    ring = dict(arrays, left=np.zeros_like(arrays["left"]))
     for bad, reason in ((bytes(data), "hash"), (b"x", "hash"), (models.pack("bank", {}, {}), "kind"),
                         (models.pack("forest", wild, meta), "numbers within"),
+                        (models.pack("forest", ring, meta), "ring"),
                         (models.pack("forest", {"left": arrays["left"]}, meta), "five arrays")):  # fmt: skip
         with pytest.raises(models.ModelError, match=reason):
             Forest().load(bad)
