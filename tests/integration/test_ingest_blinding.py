@@ -46,6 +46,20 @@ async def test_the_widest_gaps_of_many_nodes_overflow_no_counter(tmp_path):
         await dial.close()
 
 
+async def test_reasons_that_a_sender_makes_up_are_one_counter(tmp_path):
+    with Host(tmp_path) as host:
+        dial = channel(host.address)
+        wire = Wire(dial, node="inventive")
+        await wire.open()
+        made_up = [gap(2 + n, 2 + n, reason=f"reason_{n}") for n in range(200)]
+        await wire.send(batch(1, gaps=[*made_up, gap(202, 202)]))
+        await wire.until_durable(202)
+        assert await host.counter("gap_sequences_total:other", 200) == 200
+        told = {key for key in host.store.counters() if key.startswith("gap_sequences_total")}
+        assert told == {"gap_sequences_total:other", "gap_sequences_total:spool_full"}
+        await dial.close()
+
+
 async def test_a_worker_whose_report_dies_ends_and_is_started_again(tmp_path):
     marker = tmp_path / "died"
     command = (sys.executable, str(SCRIPT), "mute", "-", "0", str(marker))

@@ -122,6 +122,16 @@ def test_ten_thousand_sick_nodes_stay_under_the_budget(tmp_path):
     assert next(s.value for s in found if s.name == "gpuvigil_incidents_not_opened_total") > 0
 
 
+def test_a_family_with_too_many_reasons_crowds_out_no_other(tmp_path):
+    rig = busy(tmp_path)
+    rig.store.counted = {f"aaa_total:r{i:04}": float(i) for i in range(2000)} | {"zzz_total": 7.0}
+    found = [s for s in series(page(rig)) if s.name.startswith("gpuvigil_ingest_")]
+    values = {sample.name: sample.value for sample in found}
+    assert values["gpuvigil_ingest_zzz_total"] == 7 and values["gpuvigil_ingest_batches_total"] == 12
+    many = {s.labels["reason"]: s.value for s in found if s.name == "gpuvigil_ingest_aaa_total"}
+    assert len(many) == 50 and many["r1999"] == 1999 and sum(many.values()) == 1999 * 1000
+
+
 def test_hostile_text_in_labels_still_parses(tmp_path):
     rig = busy(tmp_path)
     rig.store.rows = [ledger_row("n0", 'met"rics\n\\', refused={'x"} 1\nevil 1': 3})]

@@ -6,7 +6,6 @@ entity only for open incidents (100 at most) and Xids (1,000 at most). Message t
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,6 @@ from gpuvigil_detectors.base import SEVERITIES
 from gpuvigil_protos import entity as names
 
 OPEN_SERIES_MAX: Final = 100
-_INGEST_SERIES_MAX: Final = 500
 _REASONS_MAX: Final = 50
 _LEDGER_STATES: Final = ("received", "durable")
 
@@ -215,19 +213,29 @@ def _ingest_families(counters: dict[str, float]) -> Iterator[Metric]:
         buckets=bounds, sum_value=total,
     )  # fmt: skip
     families: dict[str, list[tuple[str, float]]] = {}
-    others = ((key, value) for key, value in sorted(counters.items()) if not key.startswith(ack_latency.NAME))
-    for key, value in itertools.islice(others, _INGEST_SERIES_MAX):
+    for key, value in sorted(counters.items()):
         name, _, reason = key.partition(":")
-        families.setdefault(name, []).append((reason, value))
+        if not key.startswith(ack_latency.NAME):
+            families.setdefault(name, []).append((reason, value))
     for name, rows in families.items():
         full = "gpuvigil_ingest_" + re.sub(r"[^a-z0-9_]", "_", name.removeprefix("ingest_").lower())
         kind = CounterMetricFamily if full.endswith("_total") else GaugeMetricFamily
         labels = ["reason"] if any(reason for reason, _ in rows) else []
         text = f"Ingest: {name.removesuffix('_total').replace('_', ' ')}."
         family = kind(full.removesuffix("_total"), text, labels=labels)
-        for reason, value in rows:
+        for reason, value in _largest(rows):
             family.add_metric([reason] if labels else [], value)
         yield family
+
+
+def _largest(rows: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Keep each family within its own bound: the largest reasons, the rest summed as `other`."""
+    if len(rows) <= _REASONS_MAX:
+        return rows
+    ranked = sorted(rows, key=lambda row: (-row[1], row[0]))
+    rest = Tally({"other": sum(value for _, value in ranked[_REASONS_MAX - 1 :])})
+    kept = Tally(dict(ranked[: _REASONS_MAX - 1]))
+    return sorted((kept + rest).items())
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -164,7 +164,8 @@ class Intake:
             new = delivery.received.add(gap.first, gap.last)
             if gap.reason != ALREADY_DURABLE:
                 delivery.gap_sequences += new
-            self.counters[f"gap_sequences_total:{gap.reason}"] += new
+            reason = gap.reason if gap.reason in validate.GAP_REASONS else "other"
+            self.counters[f"gap_sequences_total:{reason}"] += new
             self._recorder.add_change(session.key(name))
             self._ledger.touch(session.key(name))
 

@@ -25,6 +25,9 @@ _FIELDS_MAX: Final = 20
 _FIELD_VALUE_MAX: Final = 512
 _FIELD_KEY: Final = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
 _GAP_REASON: Final = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
+GAP_REASONS: Final = frozenset(  # what our agents say; all other words are one counter
+    {"spool_full", "memory_full", "corrupt", "invalid_argument", "no_dictionary"}
+)
 _DAY_NS: Final = 86_400 * 1_000_000_000
 _PAST_NS: Final = 366 * _DAY_NS
 _BLOCKS_MAX: Final = 64
