@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -28,8 +29,10 @@ class Disk:
 
     def __init__(self) -> None:
         self.fail_at = ""
+        self.passing = lambda: None
 
     def __call__(self, point: str) -> None:
+        self.passing()
         if point == self.fail_at:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -121,6 +124,22 @@ async def test_a_full_disk_moves_nothing_and_loses_nothing(tmp_path, point):
     assert (rig.durable, rig.rows(), rig.rows("events"), rig.recorder.failing) == (2, [1, 2], [1], False)
 
 
+async def test_failing_speaks_of_a_refused_flush_and_not_of_one_that_is_under_way(tmp_path):
+    rig = Rig(tmp_path)
+    during = []
+    rig.disk.passing = lambda: during.append(rig.recorder.failing)
+    rig.put(1)
+    assert await rig.recorder.flush()
+    assert during and not any(during)
+    rig.disk.fail_at = BEFORE_SEGMENT_FSYNC
+    rig.put(2)
+    assert not await rig.recorder.flush()
+    assert rig.recorder.failing
+    rig.disk.fail_at = ""
+    assert await rig.recorder.flush()
+    assert not rig.recorder.failing
+
+
 async def test_memory_is_bounded_while_the_disk_is_full(tmp_path):
     rig = Rig(tmp_path, pending_max=100_000)
     rig.disk.fail_at = BEFORE_SEGMENT_FSYNC
@@ -192,6 +211,38 @@ async def test_the_quota_takes_the_oldest_segments_and_counts_them(tmp_path):
     assert sum(path.stat().st_size for path in files) == rig.segments.bytes <= 20_000
     again = Segments(rig.recordings, 0, 5_000, rig.disk)
     assert again.bytes == rig.segments.bytes
+
+
+async def test_nothing_is_durable_before_the_file_its_name_and_its_folder_are_synced(tmp_path, monkeypatch):
+    """The order that a power cut needs: file synced, renamed, folder synced, and only then the ledger."""
+    rig, steps = Rig(tmp_path), []
+
+    def recording(name, call, what):
+        def step(*arguments):
+            steps.append((name, what(*arguments)))
+            return call(*arguments)
+
+        return step
+
+    def synced(fd):
+        return Path(f"/proc/self/fd/{fd}").readlink().name
+
+    monkeypatch.setattr(os, "fsync", recording("sync", os.fsync, synced))
+    monkeypatch.setattr(Path, "rename", recording("rename", Path.rename, lambda _, new: new.name))
+    monkeypatch.setattr(rig.file, "commit", recording("commit", rig.file.commit, lambda *_: "ledger"))
+    rig.put(1)
+    assert await rig.recorder.flush()
+    (segment,) = (path.name for path in rig.recordings.glob("metrics-*.parquet"))
+    (words,) = (path.name for path in (rig.recordings / "dictionaries").glob("*.json"))
+    assert steps == [
+        ("sync", f"{words}.tmp"),
+        ("rename", words),
+        ("sync", "dictionaries"),
+        ("sync", f"{segment}.tmp"),
+        ("rename", segment),
+        ("sync", "recordings"),
+        ("commit", "ledger"),
+    ]
 
 
 async def test_refusals_are_told_only_when_the_ledger_has_them(tmp_path):

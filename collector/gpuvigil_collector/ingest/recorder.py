@@ -64,6 +64,7 @@ class Recorder:
         self._next = self.committed + 1
         self._pending = self._new_pending()
         self._stuck: _Flush | None = None
+        self.failing = False  # whether the disk refused the newest flush
         self.latency = AckLatency()
         self._on_durable: list[Callable[[frozenset[Key]], None]] = []
         self.counters = dict.fromkeys(("segments_total", "flush_failures_total", "flush_seconds_total"), 0.0)
@@ -86,11 +87,6 @@ class Recorder:
     def full(self) -> bool:
         """Tell whether no more may be taken."""
         return self.pending_bytes > self._config.pending_max
-
-    @property
-    def failing(self) -> bool:
-        """Tell whether the disk refused the newest flush."""
-        return self._stuck is not None
 
     def add_batch(self, key: Key, rows: list[MetricRow], digest: str, dictionary: bytes) -> None:
         """Take one batch's blocks; its dictionary goes to disk with it where it is not there yet."""
@@ -143,6 +139,7 @@ class Recorder:
             if not self.counters["flush_failures_total"]:
                 _log.error("recordings_refused", error=str(error), kept="in memory and in the agents' spools")
             self.counters["flush_failures_total"] += 1
+            self.failing = True
             return False
         self.counters["flush_seconds_total"] += time.monotonic() - started
         self._done(flush)
@@ -172,7 +169,7 @@ class Recorder:
         self._hook(AFTER_LEDGER_BEFORE_ACK)
 
     def _done(self, flush: _Flush) -> None:
-        self._stuck = None
+        self._stuck, self.failing = None, False
         self.committed = flush.unit.number
         self.counters["segments_total"] += 1
         for key, received in flush.received.items():
