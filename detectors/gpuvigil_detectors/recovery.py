@@ -32,6 +32,7 @@ class _Word:
     heard_ns: int
     origin: str
     fault_class: str = ""
+    said: Finding | None = None
 
 
 class Recovery:
@@ -74,12 +75,16 @@ class Recovery:
         """Put the driver's action into Xid findings of its GPU, and add its own finding of the same class."""
         out = self._outrank(findings)
         worst = self._worst(findings)
-        for key, word in self._words.items():
+        turns = max(1, -(-len(self._words) // _FRESH_MAX))
+        for place, (key, word) in enumerate(self._words.items()):
             action = self._actions.get(word.code)
             if action is not None and action.severity == "info":
                 continue
-            word.fault_class = word.fault_class or (worst[key].fault_class if key in worst else "")
-            out.append(self._finding(key, word, action, now_ns))
+            if not word.fault_class and key in worst:
+                word.fault_class, word.said = worst[key].fault_class, None
+            if word.said is None or (now_ns // _SECOND + place) % turns == 0:
+                word.said = self._finding(key, word, action, now_ns)
+            out.append(word.said)
         return out
 
     def _worst(self, findings: list[Finding]) -> dict[_Key, Finding]:
@@ -153,7 +158,8 @@ class Recovery:
             if code != 0:
                 self._words[key] = _Word(code, time_ns, time_ns, origin)
         elif time_ns >= word.heard_ns:
-            word.code = code
+            if code != word.code:
+                word.code, word.said = code, None
             word.heard_ns = time_ns
 
     def _let_go(
