@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gpuvigil_cli.client import DEFAULT_URL, Client, CliError
+from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity
 from gpuvigil_cli.demo.run import Options, run_demo
 from gpuvigil_cli.show import show_incidents, show_nodes, show_status
 from gpuvigil_cli.why import show_why
@@ -29,6 +29,9 @@ app = typer.Typer(
     help="Which node, GPU, link or job is going wrong, and why.",
 )
 Url = Annotated[str, typer.Option(envvar="GPUVIGIL_URL", help="The collector's API.")]
+Ca = Annotated[str, typer.Option(envvar="GPUVIGIL_CA", help="With https: the collector's CA, a PEM file.")]
+Cert = Annotated[str, typer.Option(envvar="GPUVIGIL_CERT", help="With https: your certificate, a PEM file.")]
+Key = Annotated[str, typer.Option(envvar="GPUVIGIL_KEY", help="With https: its key, a PEM file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -36,14 +39,20 @@ def _print_json(value: object) -> None:
     print(json.dumps(value))
 
 
+def _client(url: str, ca: str, cert: str, key: str) -> Client:
+    return Client(url, Identity(ca=ca, certificate=cert, key=key))
+
+
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 @app.command()
-def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def status(
+    url: Url = DEFAULT_URL, ca: Ca = "", cert: Cert = "", key: Key = "", as_json: AsJson = False
+) -> None:
     """How the collector and its fleet are. Exit status 1 when degraded."""
-    with Client(url) as client:
+    with _client(url, ca, cert, key) as client:
         health = client.get("/api/v1/health")
     if as_json:
         _print_json(health)
@@ -54,9 +63,11 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def nodes(
+    url: Url = DEFAULT_URL, ca: Ca = "", cert: Cert = "", key: Key = "", as_json: AsJson = False
+) -> None:
     """List the nodes: up or silent, GPUs seen and expected, open incidents."""
-    with Client(url) as client:
+    with _client(url, ca, cert, key) as client:
         items = client.items("/api/v1/nodes")
     if as_json:
         _print_json({"version": 1, "items": items})
@@ -67,11 +78,14 @@ def nodes(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 @app.command()
 def incidents(
     url: Url = DEFAULT_URL,
+    ca: Ca = "",
+    cert: Cert = "",
+    key: Key = "",
     every: Annotated[bool, typer.Option("--all", help="Resolved ones as well.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the incidents, each with its cause."""
-    with Client(url) as client:
+    with _client(url, ca, cert, key) as client:
         items = client.items("/api/v1/incidents", state="all" if every else "open")
     if as_json:
         _print_json({"version": 1, "items": items})
@@ -83,10 +97,13 @@ def incidents(
 def why(
     incident: Annotated[str, typer.Argument(metavar="ID", help="An id from `gpuvigil incidents`.")],
     url: Url = DEFAULT_URL,
+    ca: Ca = "",
+    cert: Cert = "",
+    key: Key = "",
     as_json: AsJson = False,
 ) -> None:
     """Why an incident was opened: cause, findings with their numbers, evidence, journal."""
-    with Client(url) as client:
+    with _client(url, ca, cert, key) as client:
         found = client.incident(incident)
     if as_json:
         _print_json(found)

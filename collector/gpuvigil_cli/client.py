@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -17,6 +20,7 @@ _PAGE: Final = 1000
 _INCIDENT_ID = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class CliError(Exception):
@@ -27,16 +31,57 @@ class CliError(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """PEM files for https: the collector's CA (empty: the system's), and the reader's certificate and key."""
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    def context(self, url: str) -> ssl.SSLContext:
+        """Make what httpx verifies with. Raises CliError that names option and file."""
+        given = [
+            name
+            for name, file in (("--ca", self.ca), ("--cert", self.certificate), ("--key", self.key))
+            if file
+        ]
+        if given and not url.startswith("https://"):
+            raise CliError(f"{given[0]}: expected --url https://HOST:PORT with it, got {clean(url, 200)}")
+        if bool(self.certificate) != bool(self.key):
+            raise CliError("--cert and --key: expected both or none: a certificate and its key")
+        context = _loaded("--ca", self.ca, lambda: ssl.create_default_context(cafile=self.ca or None))
+        if self.certificate:
+            # an empty password: an encrypted key is an error, not a question that a script waits at
+            _loaded(
+                "--cert and --key",
+                f"{self.certificate}, {self.key}",
+                lambda: context.load_cert_chain(self.certificate, self.key, password=""),
+            )
+        return context
+
+
+def _loaded(option: str, files: str, load: Callable[[], T]) -> T:
+    try:
+        return load()
+    except OSError as error:  # SSLError is one
+        reason = error.strerror or str(error)
+        raise CliError(
+            f"{option}: expected PEM files, got {clean(files, 200)}: {clean(reason, 200)}"
+        ) from None
+
+
 class Client:
     """One collector's read-only API. All methods raise CliError, whatever goes wrong."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, identity: Identity | None = None) -> None:
         """Connect to `url` (http or https, host and port); nothing is sent yet."""
         self.url = url.rstrip("/")
         if not re.match(r"https?://[^/\s]+\Z", self.url):
-            raise CliError(f"--url: expected http://HOST:PORT, got {clean(url, 200)}")
+            raise CliError(f"--url: expected http://HOST:PORT or https://HOST:PORT, got {clean(url, 200)}")
+        verify = (identity or Identity()).context(self.url)
         # trust_env off: a proxy of the environment must not see, or break, requests to the loopback
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False, verify=verify)
 
     def __enter__(self) -> Client:
         return self
@@ -101,5 +146,6 @@ def _unreachable(url: str, error: Exception) -> str:
     return (
         f"no collector answers at {url} ({reason}). Start one with: gpuvigil-collector --config "
         "/etc/gpuvigil/collector.toml, try one out with: gpuvigil demo, "
-        "or name another with --url or GPUVIGIL_URL"
+        "or name another with --url or GPUVIGIL_URL. With TLS it wants --url https://HOST:PORT, --ca, --cert "
+        "and --key"
     )
