@@ -74,12 +74,14 @@ def _serve(config: AgentConfig, node: str, path: Path | None, overrides: list[st
 
 async def _daemon(config: AgentConfig, node: str, path: Path | None, overrides: list[str]) -> None:
     from gpuvigil_agent.agent import Agent  # noqa: PLC0415 - grpc is 9 MiB: not for --check-config
+    from gpuvigil_agent.reload import Reloads  # noqa: PLC0415 - the same
 
     agent = Agent(config, node)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: _begin_end(agent.stop))
-    loop.add_signal_handler(signal.SIGHUP, lambda: reload(agent, path, overrides))
+    reloads = Reloads(agent, path, overrides)
+    loop.add_signal_handler(signal.SIGHUP, reloads.ask)
     await agent.run()
 
 
@@ -90,24 +92,6 @@ def _begin_end(stop: asyncio.Event) -> None:
         watchdog.daemon = True
         watchdog.start()
     stop.set()
-
-
-def reload(agent: object, path: Path | None, overrides: list[str]) -> None:
-    """Read the file again; a wrong one changes nothing, and log and metric say so."""
-    from gpuvigil_agent.agent import Agent  # noqa: PLC0415 - already loaded
-
-    assert isinstance(agent, Agent)
-    try:
-        merged, applied, waiting = config_file.merge_live(agent.config, config_file.load(path, overrides))
-        node_name(merged.node or agent.node, merged.tls)
-        agent.apply(merged)
-    except ConfigError as error:
-        agent.reload_ok = False
-        _log.error("reload_refused", reason=str(error), note="the old config stays")
-        return
-    agent.reload_ok = True
-    log.configure(merged.log_level)
-    _log.info("reloaded", applied=applied, needs_restart=waiting)
 
 
 if __name__ == "__main__":

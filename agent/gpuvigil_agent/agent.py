@@ -144,13 +144,14 @@ class Agent:
         _log.info("flush_interval_set", seconds=seconds)
         self._flush_interval_s = seconds
 
-    def apply(self, config: AgentConfig) -> None:
-        """Take the live part of a reloaded config."""
+    async def apply(self, config: AgentConfig) -> None:
+        """Take the live part of a reloaded config. Raises ConfigError: then all of the old one stays."""
+        samplers = sources.host_samplers(config, self.node) if config.host != self.config.host else None
+        await self.stream.change(config)
         if config.collector.flush_interval != self.config.collector.flush_interval:
             self._flush_interval_s = float(config.collector.flush_interval)
-        self.stream.reconnect(config)
-        if config.host != self.config.host:
-            self.collect.host.replace(sources.host_samplers(config, self.node))
+        if samplers is not None:
+            self.collect.host.replace(samplers)
         self.config = config
 
     def status(self) -> str:

@@ -7,6 +7,7 @@ one is closed. Waits are fully jittered. What the collector refuses for good goe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import grpc.aio
 
 from gpuvigil_agent import channel as channels
 from gpuvigil_agent.config import AgentConfig
+from gpuvigil_agent.link_proof import Proven, prove
 from gpuvigil_agent.session import Session, SessionEndedError
 from gpuvigil_agent.spool import Spool
 from gpuvigil_agent.spool_store import Row
@@ -26,6 +28,7 @@ from gpuvigil_protos.settings import ConfigError
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 _FIRST_BACKOFF_S: Final = 0.5
+_LOOK_S: Final = 30.0  # between looks at the TLS files
 _STEADY_S: Final = 10.0  # a session that lived this long forgives the failures before it
 _REFUSALS: Final = {  # a person has to act: what to say, after how many answers of this kind in a row
     "PERMISSION_DENIED": (1, "the certificate must name this node"),
@@ -60,6 +63,7 @@ class Stream:
         self.failures: dict[str, int] = {}
         self._session: Session | None = None
         self._channel: grpc.aio.Channel | None = None
+        self._proven: Proven | None = None
         self._kick = asyncio.Event()
         self._marks = channels.fingerprint(config.tls)
         self._attempt = 0
@@ -82,13 +86,20 @@ class Stream:
         if self._session is not None:
             self._session.offer_hello()
 
-    def reconnect(self, config: AgentConfig) -> None:
-        """Take new settings or renewed TLS files: the new channel is made before the old one goes."""
+    async def change(self, config: AgentConfig) -> None:
+        """Take new settings or renewed TLS files.
+
+        While a link lives, the new one is proven beside it first. Raises ConfigError: the old one stays.
+        """
         same = (config.collector, config.tls) == (self.config.collector, self.config.tls)
-        self.config = config
         if not same or channels.fingerprint(config.tls) != self._marks:
+            if self.connected:
+                proven = await prove(self, config)
+                await self._drop_proven()
+                self._proven = proven
             self._attempt = 0
             self._kick.set()
+        self.config = config
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -97,6 +108,7 @@ class Stream:
                 await self._once()
         finally:
             await self._drop_channel()
+            await self._drop_proven()
 
     async def _once(self) -> None:
         self._kick.clear()
@@ -117,20 +129,13 @@ class Stream:
             self._attempt = min(self._attempt, 1)
 
     async def _connect_and_serve(self) -> None:
-        config = self.config
         self.state = "connecting"
-        self._marks = channels.fingerprint(config.tls)
-        fresh = channels.open_channel(config)
-        try:
-            await channels.until_ready(fresh, config.collector.address, config.collector.connect_timeout)
-        except BaseException:
-            await fresh.close(None)
-            raise
+        fresh, self._marks = await self._fresh_channel()
         await self._drop_channel()
         self._channel = fresh
         session = self._session = Session(self, fresh, cautious=self._cautious)
         serving = asyncio.ensure_future(session.serve())
-        kicked = asyncio.ensure_future(self._until_kicked(self._marks))
+        kicked = asyncio.ensure_future(self._until_kicked())
         try:
             await asyncio.wait({serving, kicked}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
@@ -140,19 +145,46 @@ class Stream:
                 task.cancel()
             await asyncio.gather(serving, kicked, return_exceptions=True)
 
-    async def _until_kicked(self, marks: tuple[tuple[int, int], ...]) -> None:
-        """Return when settings or TLS files changed."""
-        while channels.fingerprint(self.config.tls) == marks:
-            try:
-                await asyncio.wait_for(self._kick.wait(), 30)
-                return
-            except TimeoutError:
+    async def _fresh_channel(self) -> Proven:
+        """Return the channel that was proven while the old one served, or a new one that is connected."""
+        proven, self._proven = self._proven, None
+        if proven is not None:
+            return proven
+        config = self.config
+        marks = channels.fingerprint(config.tls)
+        fresh = channels.open_channel(config)
+        try:
+            await channels.until_ready(fresh, config.collector.address, config.collector.connect_timeout)
+        except BaseException:
+            await fresh.close(None)
+            raise
+        return Proven(fresh, marks)
+
+    async def _until_kicked(self) -> None:
+        """Return when settings or TLS files changed and the link that they make is proven."""
+        said = ""
+        while not self._kick.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._kick.wait(), _LOOK_S)
+            if channels.fingerprint(self.config.tls) == self._marks:
                 continue
+            try:
+                await self.change(self.config)
+            except ConfigError as error:
+                self.failures["renewal"] = self.failures.get("renewal", 0) + 1
+                if said != str(error):
+                    said = str(error)
+                    _log.error("renewed_tls_refused", reason=said, note="the old link stays")
 
     async def _drop_channel(self) -> None:
         if self._channel is not None:
             await self._channel.close(None)
             self._channel = None
+
+    async def _drop_proven(self) -> None:
+        proven, self._proven = self._proven, None
+        if proven is not None:
+            await proven.channel.close(None)
 
     def welcomed(self) -> None:
         """Called by the session once the collector has welcomed it."""

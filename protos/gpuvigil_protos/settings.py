@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import ssl
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,7 +161,7 @@ class Tls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
         return bool(self.certificate or self.key or self.ca)
 
     def check(self, origin: str) -> None:
-        """Raise ConfigError unless none or all three are named and readable."""
+        """Raise ConfigError unless none or all three are named, are PEM, and the key fits the certificate."""
         if not self.enabled:
             return
         for name in ("certificate", "key", "ca"):
@@ -173,6 +174,19 @@ class Tls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
                 Path(file).read_bytes()
             except OSError as error:
                 raise ConfigError(f"{origin}: tls.{name}: {file} cannot be read: {error.strerror}") from None
+        for name in ("certificate", "ca"):
+            file = getattr(self, name)
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+            except ssl.SSLError:
+                raise ConfigError(f"{origin}: tls.{name}: expected a PEM certificate in {file}") from None
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(self.certificate, self.key, password="")
+        except ssl.SSLError as error:
+            why = "another key" if error.reason == "KEY_VALUES_MISMATCH" else "no PEM key without a password"
+            raise ConfigError(
+                f"{origin}: tls.key: expected the key of {self.certificate}, got {why} in {self.key}"
+            ) from None
 
 
 def is_loopback(address: str) -> bool:
