@@ -17,7 +17,7 @@ from gpuvigil_detectors.base import Float32
 
 _KIND: Final = "forest"
 ROWS_MIN: Final = 64
-_BLOCK: Final = 512  # rows scored at once by all trees: what stays in the cache
+_BLOCK: Final = 400  # rows scored at once by all trees: what stays in the cache
 _ARRAYS: Final = ("feature", "threshold", "left", "right", "depth")
 
 
