@@ -21,6 +21,7 @@ from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.reload import Reloader
+from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.service import BrainFailedError, Service
 from gpuvigil_collector.store import Store
 from gpuvigil_collector.web.app import Sources, make_app
@@ -122,6 +123,7 @@ def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Pa
         learned=learned,
         tracker=tracker,
         journal=journal,
+        retire=Retire(store, config.nodes.forget_after),
         counts=Counts(),
         view=View(started_ns=now_ns, now_ns=now_ns),
     )

@@ -49,6 +49,12 @@ class IncidentSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True,
     findings_max: int = 50
 
 
+class Nodes(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """forget_after: a node that has been silent for so long was decommissioned."""
+
+    forget_after: Seconds = Seconds(7 * 86400)
+
+
 class JournalSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The SQLite journal in the state directory: how much and how long it keeps."""
 
@@ -74,6 +80,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     detection: Detection = Detection()
     incidents: IncidentSettings = IncidentSettings()
     journal: JournalSettings = JournalSettings()
+    nodes: Nodes = Nodes()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")
@@ -120,6 +127,9 @@ def _check(config: CollectorConfig, origin: str) -> None:
         _at_least_one(getattr(config.incidents, name), f"{origin}: incidents.{name}")
     _at_least_one(config.journal.entries_max, f"{origin}: journal.entries_max")
     _at_least_one(config.web.connections_max, f"{origin}: web.connections_max")
+    if config.nodes.forget_after < 3600:
+        got = f"{config.nodes.forget_after:g} s"
+        raise ConfigError(f'{origin}: nodes.forget_after: expected at least "1h", got {got}')
     if not 0.1 <= config.tick.interval <= 60:
         got = f"{config.tick.interval:g} s"
         raise ConfigError(f'{origin}: tick.interval: expected "100ms" to "1min", got {got}')

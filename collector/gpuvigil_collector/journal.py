@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,15 @@ CREATE INDEX IF NOT EXISTS journal_incident ON journal(incident, sequence);
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """An entry about no incident."""
+
+    time_ns: int
+    what: str
+    detail: str
+
+
 class Journal:
     """One writer (the brain's thread); `entries` may be called from any thread."""
 
@@ -43,7 +53,7 @@ class Journal:
         self.fault = ""
         self.failures = 0
         self.written = 0
-        self._backlog: list[Change] = []
+        self._backlog: list[Change | Note] = []
         self._log = log.get("journal")
         self._uri = f"{(directory / 'journal.sqlite').absolute().as_uri()}"
         self._database = self._open(directory / "journal.sqlite")
@@ -93,6 +103,10 @@ class Journal:
                 self.fault = f"an incident in the journal could not be read: {error}"
                 self._log.error("journal_incident_unreadable", error=str(error))
 
+    def note(self, notes: list[Note]) -> None:
+        """Append entries about no incident, with the next `record`."""
+        self._backlog += notes
+
     def record(self, changes: list[Change], touched: Iterable[Incident]) -> None:
         """Append the changes and store the incidents, in one transaction on disk when this returns.
 
@@ -101,8 +115,8 @@ class Journal:
         """
         self._backlog = [*self._backlog, *changes][-self.entries_max :]
         bodies = {incident.id: incident for incident in touched}
-        bodies |= {change.incident.id: change.incident for change in self._backlog}
-        if not bodies:
+        bodies |= {entry.incident.id: entry.incident for entry in self._backlog if isinstance(entry, Change)}
+        if not bodies and not self._backlog:
             return
         try:
             self._write(self._backlog, bodies.values())
@@ -121,12 +135,13 @@ class Journal:
         """Tell whether changes wait for a disk that fails."""
         return bool(self._backlog)
 
-    def _write(self, changes: list[Change], incidents: Iterable[Incident]) -> None:
+    def _write(self, changes: list[Change | Note], incidents: Iterable[Incident]) -> None:
         sequence, head = self._sequence, self.head
         rows = []
         for change in changes:
             sequence += 1
-            entry = (sequence, change.time_ns, change.incident.id, change.what, change.detail)
+            incident = change.incident.id if isinstance(change, Change) else ""
+            entry = (sequence, change.time_ns, incident, change.what, change.detail)
             previous, head = head, entry_hash(head, entry)
             rows.append((*entry, previous, head))
         with self._database:
@@ -150,7 +165,7 @@ class Journal:
         )
 
     def entries(self, incident: str, limit: int = 1000) -> list[dict[str, Any]]:
-        """Return one incident's entries, oldest first; its own connection, so any thread may ask."""
+        """Return the entries of one incident, or of none (""), oldest first. Any thread may ask."""
         query = "SELECT time_ns, what, detail FROM journal WHERE incident = ? ORDER BY sequence LIMIT ?"
         with closing(sqlite3.connect(self._uri, uri=True, timeout=2)) as database:
             rows = database.execute(query, (incident, limit)).fetchall()

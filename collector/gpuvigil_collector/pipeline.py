@@ -1,6 +1,6 @@
 """One tick of the brain: a list of stages, built in one place, each with one signature.
 
-snapshot -> structural -> rules -> statistical -> incidents -> journal -> export
+snapshot -> structural -> rules -> statistical -> incidents -> retire -> journal -> export
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from gpuvigil_collector.export.view import View
 from gpuvigil_collector.incidents.tracker import Change, Tracker
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
+from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
 
@@ -70,6 +71,7 @@ class Pipeline:
     learned: Learned | None
     tracker: Tracker
     journal: Journal
+    retire: Retire
     counts: Counts
     view: View
     _stages: list[Stage] = field(init=False)
@@ -83,6 +85,7 @@ class Pipeline:
             ("rules", self._judge(self.rules)),
             ("statistical", self._judge_statistically),
             ("incidents", self._track),
+            ("retire", self._retire),
             ("journal", self._write),
             ("export", self._publish),
         ]
@@ -119,6 +122,9 @@ class Pipeline:
         tick.changes = self.tracker.tick(tick.findings, Topology(tick.snapshot.nodes), tick.now_ns)
         if self.learned is not None:
             self.learned.detector.mask(_entities(self.tracker))
+
+    def _retire(self, tick: Tick) -> None:
+        self.journal.note(self.retire.tick(tick.snapshot.nodes, tick.now_ns))
 
     def _write(self, tick: Tick) -> None:
         due = tick.now_ns - self._touched_ns >= _TOUCH_EVERY_NS

@@ -18,6 +18,7 @@ import numpy as np
 from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.ingest.ring import SETTLE_S, WINDOW_MAX_S, Plane
 from gpuvigil_collector.store_events import EventQueue
+from gpuvigil_collector.store_ledger import LedgerRows
 from gpuvigil_collector.store_layout import SECOND_NS, Index, Layout
 from gpuvigil_collector.store_registry import Registry
 from gpuvigil_collector.topology import Topology
@@ -88,7 +89,7 @@ class Store:
         self._unsaved: set[str] = set()
         self._saved_ns = 0
         self._events = EventQueue(state_directory / "judged.sqlite")
-        self._ledger: dict[tuple[str, str, str], frames.LedgerRow] = {}
+        self._ledger = LedgerRows()
         self._layout = Layout()
         self._counters: dict[int, dict[str, float]] = {}
         self._ended: dict[str, float] = {}
@@ -121,14 +122,14 @@ class Store:
     def ledger(self) -> list[dict[str, Any]]:
         """Return the delivery ledger: one row a node, boot and class, sorted."""
         with self._lock:
-            rows = sorted(self._ledger.items())
+            rows = self._ledger.rows()
         return [
             {
                 "node": row.node, "boot_id": row.boot_id, "class": row.delivery_class,
                 "received": row.received, "durable": row.durable, "duplicates": row.duplicates,
                 "gap_sequences": row.gap_sequences, "refused": row.refused,
             }
-            for _, row in rows
+            for row in rows
         ]  # fmt: skip
 
     def counters(self) -> dict[str, float]:
@@ -156,12 +157,20 @@ class Store:
         with self._lock:
             return self._layout.index(metric)
 
-    def forget(self, node: str) -> None:
-        """Take a node that is gone for good out of the registry; it comes back when it says Hello."""
+    def forget(self, node: str) -> bool:
+        """Forget a node that is gone for good, until its next Hello; False for one that is connected."""
         with self._lock:
+            fact = self._nodes.get(node)
+            if fact is not None and fact.connected:
+                return False
             self._nodes.pop(node, None)
             self._unsaved.discard(node)
-            self._registry.forget(node)
+            self._layout.forget(node)
+            self._events.forget(node)
+            self._ledger.forget(node)
+        self._registry.forget(node)  # without the lock, as in `_save`
+        self._events.forget_written(node)
+        return True
 
     def close(self) -> None:
         """Save the registry and close it."""
@@ -237,6 +246,6 @@ class Store:
     def _status(self, worker: int, message: frames.Status) -> None:
         self._counters[worker] = message.counters
         for row in message.ledger:
-            self._ledger[row.node, row.boot_id, row.delivery_class] = row
+            self._ledger.put(row)
         for node, (seen_ns, offset_ns) in message.seen.items():
             self._change(node, last_seen_ns=seen_ns, clock_offset_ns=offset_ns)

@@ -43,6 +43,10 @@ class Sets:
             del boots[next(iter(boots))]
         return boots.setdefault(boot_id, IntervalSet())
 
+    def forget(self, node: str) -> None:
+        """Forget a node."""
+        self._of.pop(node, None)
+
 
 class EventQueue:
     """Not thread-safe: the store holds its lock, but for `write`, which only the brain's thread calls."""
@@ -97,6 +101,18 @@ class EventQueue:
                 _log.error("judged_not_written", error=str(error))
             self.failures += 1
 
+    def forget(self, node: str) -> None:
+        """Forget a node; `forget_written` does the same on disk."""
+        self._seen.forget(node)
+        self._judged.forget(node)
+
+    def forget_written(self, node: str) -> None:
+        """Take a node out of the file. A disk that fails is counted: the row goes when it is old."""
+        try:
+            self._file.forget(node)
+        except sqlite3.OperationalError:
+            self.failures += 1
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -114,6 +130,9 @@ class _JudgedFile:
         for node, boot_id, text in self._db.execute(query):
             found.get(node, boot_id).update(IntervalSet.from_text(text))
         return found
+
+    def forget(self, node: str) -> None:
+        self._db.execute("DELETE FROM judged WHERE node = ?", (node,))
 
     def save(self, rows: list[tuple[str, str, str]]) -> None:
         now_ns = time.time_ns()

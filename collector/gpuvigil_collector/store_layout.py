@@ -83,6 +83,11 @@ class Layout:
         self._nodes[message.node] = _NodeSeries(planes, metrics)
         self._indices.clear()
 
+    def forget(self, node: str) -> None:
+        """Take a node's series out."""
+        if self._nodes.pop(node, None) is not None:
+            self._indices.clear()
+
     def index(self, metric: str) -> Index:
         """Return where a metric's series are; empty for one that no node has."""
         found = self._indices.get(metric)

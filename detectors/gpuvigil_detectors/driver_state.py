@@ -65,7 +65,7 @@ class DriverState:
             before = self._boots.get(name)
             self._boots[name] = fact.boot_id
             if before is not None and before != fact.boot_id:
-                self._forget(name)
+                self.forget(name)
             for gpu in fact.gpus:
                 entity = f"{name}/gpu:{gpu.uuid}"
                 standing = self.lost.get(entity)
@@ -101,7 +101,8 @@ class DriverState:
             found.append(_finding("driver_crashed", "monitor_fault", e, s, "warning", now_ns, _crashed(s)))
         return found
 
-    def _forget(self, node: str) -> None:
+    def forget(self, node: str) -> None:
+        """A node booted, or was decommissioned: nothing of it stands."""
         for table in (self.lost, self.stuck, self.crashed):
             for name in [n for n in table if _on(n, node)]:
                 del table[name]

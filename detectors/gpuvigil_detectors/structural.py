@@ -22,6 +22,7 @@ class Structural:
         given = bounds if bounds is not None else catalogue.load("structural", catalogue.StructuralBounds)
         self._driver = DriverState(given)
         self._drills = DriverState(given)  # what injected events say: it touches no real fact, and none it
+        self._known: set[str] = set()
         self._silence = Silence(given)
         self._stopped = Stopped(given)
         self._frozen = Frozen(given)
@@ -32,6 +33,10 @@ class Structural:
         for event in snapshot.events:
             if not event.judged or _of_this_boot(event, snapshot.nodes):
                 (self._drills if event.synthetic else self._driver).take(event, snapshot.now_ns)
+        for node in self._known - snapshot.nodes.keys():  # decommissioned
+            self._driver.forget(node)
+            self._drills.forget(node)
+        self._known = set(snapshot.nodes)
         self._driver.inventory(snapshot.nodes, snapshot.now_ns)
         gpus = self._stopped.gpus
         gpus.update(snapshot)

@@ -17,6 +17,7 @@ from gpuvigil_collector.export.view import View
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
+from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_protos.settings import Tls
@@ -60,6 +61,9 @@ class FakeStore:
     def mark_judged(self):
         pass
 
+    def forget(self, node):
+        return self.fleet.nodes.pop(node, None) is not None
+
     def wait_events(self, timeout_s):
         return self.arrived.wait(timeout_s)
 
@@ -89,6 +93,7 @@ class Rig:
             store=self.store, structural=self.structural, rules=self.rules,
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
+            retire=Retire(self.store, 7 * 86_400),
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
         self.alive, self.faults = True, []
