@@ -18,8 +18,8 @@ import numpy as np
 from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.ingest.ring import SETTLE_S, WINDOW_MAX_S, Plane
 from gpuvigil_collector.store_events import EventQueue
-from gpuvigil_collector.store_ledger import LedgerRows
 from gpuvigil_collector.store_layout import SECOND_NS, Index, Layout
+from gpuvigil_collector.store_ledger import LedgerRows
 from gpuvigil_collector.store_registry import Registry
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, Window
