@@ -157,7 +157,6 @@ def _fact_event(message: frames.Event, *, judged: bool) -> FactEvent:
         text=message.text,
         fields=message.fields,
         synthetic=message.synthetic,
-        live=message.live,
         boot_id=message.boot_id,
         judged=judged,
     )

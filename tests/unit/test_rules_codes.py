@@ -232,8 +232,8 @@ def test_nvlink5_rows_follow_the_word_in_the_line(code, word, severity):
 
 def test_a_late_event_is_judged_at_its_own_time():
     fleet, rules = Fleet(), Rules()
-    fleet.event("n1", "xid", "gpu:GPU-n1-0", code=48, time_ns=START_NS - HOUR, live=False)
-    fleet.event("n1", "xid", "gpu:GPU-n1-0", code=79, time_ns=START_NS - HOUR, live=False)
+    fleet.event("n1", "xid", "gpu:GPU-n1-0", code=48, time_ns=START_NS - HOUR)
+    fleet.event("n1", "xid", "gpu:GPU-n1-0", code=79, time_ns=START_NS - HOUR)
     (finding,) = rules.tick(fleet.advance())
     assert finding.rule == "xid_79" and finding.start_ns == START_NS - HOUR
 

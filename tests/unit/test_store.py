@@ -49,7 +49,7 @@ class Worker:
 
     def event(self, sequence: int, node: str = "n1") -> None:
         event = frames.Event(
-            node, "boot-1", sequence, NOW, "xid", "driver", "gpu:GPU-0", 79, "", {}, False, True
+            node, "boot-1", sequence, NOW, "xid", "driver", "gpu:GPU-0", 79, "", {}, False
         )
         self.store.feed(self.number, event, self.planes)
 

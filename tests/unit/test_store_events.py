@@ -16,7 +16,7 @@ from gpuvigil_detectors.structural import Structural
 
 
 def message(sequence: int, node: str = "n1", boot: str = "boot-1") -> frames.Event:
-    return frames.Event(node, boot, sequence, sequence, "xid", "driver", "gpu:0", 79, "", {}, False, True)
+    return frames.Event(node, boot, sequence, sequence, "xid", "driver", "gpu:0", 79, "", {}, False)
 
 
 def judge(queue: EventQueue) -> list[tuple[int, bool]]:

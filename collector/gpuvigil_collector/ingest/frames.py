@@ -69,7 +69,6 @@ class Event(msgspec.Struct, tag=True, array_like=True):
     text: str
     fields: dict[str, str]
     synthetic: bool
-    live: bool
 
 
 class LedgerRow(msgspec.Struct, tag=True, array_like=True):

@@ -31,7 +31,6 @@ from gpuvigil_protos.v1 import stream_pb2 as pb
 
 HOLES_MAX: Final = 4096
 DICTIONARY_CHANGES_MAX: Final = 600
-LIVE_EVENT_NS: Final = 300 * SECOND_NS
 
 
 class Intake:
@@ -218,12 +217,11 @@ def _event_row(session: Session, event: pb.Event) -> EventRow:
 
 def event_frame(row: EventRow) -> frames.Event:
     """Return an event as the brain gets it, in the collector's time."""
-    time_ns = row.time_ns + row.clock_offset_ns
     return frames.Event(
         node=row.node,
         boot_id=row.boot_id,
         sequence=row.sequence,
-        time_ns=time_ns,
+        time_ns=row.time_ns + row.clock_offset_ns,
         kind=row.kind,
         origin=row.origin,
         entity=row.entity,
@@ -231,5 +229,4 @@ def event_frame(row: EventRow) -> frames.Event:
         text=row.text,
         fields=dict(row.fields),
         synthetic=row.synthetic,
-        live=row.received_ns - time_ns <= LIVE_EVENT_NS,
     )
