@@ -74,6 +74,7 @@ class Agent:
             while await sleep_until_due(self.beat, self.stop):
                 if link.done():
                     link.result()
+                self.kernel.check()
                 await self._tick()
         finally:
             self._notify.stopping()
@@ -168,6 +169,8 @@ class Agent:
         ]
         if self.spool.state != "ok":
             parts.append(f"spool {self.spool.state}")
+        if self.kernel.up is False:
+            parts.append(f"kernel log {self.kernel.state}")
         return "; ".join(parts)
 
     async def _end(self, link: asyncio.Future[None]) -> None:

@@ -13,11 +13,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
+
+from gpuvigil_agent.kernel_place import BACK_NS, Place
 
 KMSG: Final = "/dev/kmsg"
 _JOURNALD_SOCKET: Final = Path("/run/systemd/journal/stdout")
@@ -26,6 +28,7 @@ _LINE_MAX_BYTES: Final = 1 << 16
 _CHUNK_BYTES: Final = 1 << 16
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 1.0, 60.0
 _END_S: Final = 2.0
+_QUICK_S: Final = 5.0
 _HEALTHY_S: Final = 60.0  # a journalctl that lived this long starts its backoff anew
 _ESCAPED: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _FIELDS: Final = "MESSAGE,PRIORITY,SYSLOG_FACILITY,_TRANSPORT"
@@ -107,15 +110,23 @@ def parse_journal(line: bytes, sequence: int) -> tuple[KernelRecord, str] | None
         return None
 
 
-async def kmsg_source(counters: Counters, path: str = KMSG) -> AsyncIterator[KernelRecord]:
-    """Yield records from now on. Raises OSError when the device cannot be opened or read.
+async def kmsg_source(
+    counters: Counters, path: str = KMSG, place: Place | None = None
+) -> AsyncIterator[KernelRecord]:
+    """Yield records after `place`, at most 10 minutes old; without one, from now on. Raises OSError.
 
     Records that the ring lost before we read them are counted as `overruns`, by the sequence numbers.
     """
+    place = place or Place()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     ready, loop = asyncio.Event(), asyncio.get_running_loop()
     try:
-        os.lseek(descriptor, 0, os.SEEK_END)
+        if place.known:
+            for record in _missed(descriptor, counters, place):
+                yield record
+                place.pass_by(record.sequence, record.time_ns)
+        else:
+            os.lseek(descriptor, 0, os.SEEK_END)
         loop.add_reader(descriptor, ready.set)
         last = -1
         while True:
@@ -125,10 +136,26 @@ async def kmsg_source(counters: Counters, path: str = KMSG) -> AsyncIterator[Ker
                 if last >= 0 and record.sequence > last + 1:
                     count(counters, "overruns", record.sequence - last - 1)
                 last = record.sequence
-                yield record._replace(time_ns=time.time_ns())  # the kernel's log clock drifts over months
+                now_ns = time.time_ns()  # the kernel's log clock drifts over months
+                yield record._replace(time_ns=now_ns)
+                place.pass_by(record.sequence, now_ns)
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
+
+
+def _missed(descriptor: int, counters: Counters, place: Place) -> Iterator[KernelRecord]:
+    """Yield what the ring holds from after `place`, under its own time."""
+    after, oldest_ns = place.sequence, time.time_ns() - BACK_NS
+    while found := read_kmsg(descriptor, counters):
+        for record in found:
+            if record.sequence <= after:
+                continue
+            if record.time_ns < oldest_ns:
+                count(counters, "too_old")
+                continue
+            count(counters, "caught_up")
+            yield record
 
 
 def read_kmsg(descriptor: int, counters: Counters) -> list[KernelRecord]:
@@ -151,18 +178,23 @@ def read_kmsg(descriptor: int, counters: Counters) -> list[KernelRecord]:
 
 
 async def journal_source(
-    counters: Counters, on_state: OnState, command: tuple[str, ...] = JOURNAL_COMMAND
+    counters: Counters,
+    on_state: OnState,
+    command: tuple[str, ...] = JOURNAL_COMMAND,
+    place: Place | None = None,
 ) -> AsyncIterator[KernelRecord]:
-    """Yield records from now on, for ever: a journalctl that ends is started again where it was.
+    """Yield records after `place`, for ever: a journalctl that ends is started again where it was.
 
-    Raises FileNotFoundError when there is no journalctl.
+    Without a place, from now on. Raises FileNotFoundError when there is no journalctl.
     """
-    cursor, sequence, backoff_s = "", 0, _BACKOFF_FIRST_S
+    place = place or Place()
+    sequence, backoff_s = 0, _BACKOFF_FIRST_S
+    oldest_ns = time.time_ns() - BACK_NS if place.known else 0
     while True:
-        where = f"--after-cursor={cursor}" if cursor else "--lines=0"
         started = time.monotonic()
         on_state("journal")
-        async with contextlib.aclosing(_lines_of((*command, where), counters)) as lines:
+        where = place.journal_start(time.time_ns())
+        async with contextlib.aclosing(_lines_of((*command, *where), counters)) as lines:
             async for line in lines:
                 found = parse_journal(line, sequence + 1)
                 if found is None:
@@ -170,9 +202,17 @@ async def journal_source(
                     continue
                 record, cursor = found
                 sequence += 1
+                if record.time_ns < oldest_ns:
+                    count(counters, "too_old")
+                    continue
                 yield record
+                place.pass_by(sequence, record.time_ns, cursor)
+                place.known = True
         count(counters, "journal_restarts")
-        backoff_s = _BACKOFF_FIRST_S if time.monotonic() - started > _HEALTHY_S else backoff_s
+        lived_s = time.monotonic() - started
+        if not sequence and lived_s < _QUICK_S:  # it may be the kept cursor that is wrong: time will do
+            place.cursor = ""
+        backoff_s = _BACKOFF_FIRST_S if lived_s > _HEALTHY_S else backoff_s
         on_state(f"journalctl ended; started again in {backoff_s:.0f} s")
         await asyncio.sleep(backoff_s)
         backoff_s = min(_BACKOFF_MAX_S, backoff_s * 2)
@@ -215,13 +255,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             await process.wait()
 
 
-def choose(mode: str, counters: Counters, on_state: OnState) -> AsyncIterator[KernelRecord] | None:
+def choose(
+    mode: str, counters: Counters, on_state: OnState, place: Place | None = None
+) -> AsyncIterator[KernelRecord] | None:
     """Return the source of config's host.kernel_log, None for `none` and where this machine has neither."""
     if mode in {"auto", "journal"} and shutil.which("journalctl") and _JOURNALD_SOCKET.exists():
-        return journal_source(counters, on_state)
+        return journal_source(counters, on_state, place=place)
     if mode in {"auto", "kmsg"} and os.access(KMSG, os.R_OK):
         on_state("kmsg")
-        return kmsg_source(counters)
+        return kmsg_source(counters, place=place)
     if mode == "none":
         on_state("off")
         return None

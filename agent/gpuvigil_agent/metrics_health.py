@@ -44,6 +44,9 @@ def health_families(agent: Agent) -> Iterator[Family]:
     yield counter(
         agent, "driver_events", "Counters of the driver process.", named(agent.driver.counters), "what"
     )
+    up = agent.kernel.up
+    yield gauge(agent, "kernel_log_up", "1 while the kernel log is read; no series where it is off.",
+                [] if up is None else [((), float(up))])  # fmt: skip
     yield counter(
         agent, "kernel_log_events", "Counters of the kernel log reader.", named(agent.kernel.counters), "what"
     )

@@ -132,10 +132,11 @@ def test_a_message_that_is_not_utf8_comes_as_bytes():
 async def test_a_journalctl_that_ends_is_started_again_at_its_cursor(tmp_path):
     script = tmp_path / "journalctl.py"
     calls = tmp_path / "calls"
+    recent = journal_line(__REALTIME_TIMESTAMP=str(time.time_ns() // 1000))
     script.write_text(
         "import sys\n"
         f"open({str(calls)!r}, 'a').write(sys.argv[-1] + chr(10))\n"
-        f"sys.stdout.buffer.write(b'x' * 200000 + b'\\n' + {journal_line()!r} + b'\\nnot json\\n')\n"
+        f"sys.stdout.buffer.write(b'x' * 200000 + b'\\n' + {recent!r} + b'\\nnot json\\n')\n"
     )
     counters, states, texts = {}, [], []
     source = journal_source(counters, states.append, (sys.executable, str(script)))
