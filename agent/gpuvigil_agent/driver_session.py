@@ -38,7 +38,7 @@ class Session:
         self._rescan_at = 0.0
         self._version = ""
         self._inventory_sent: frames.Inventory | None = None
-        self._event_calls = Calls(budget)
+        self._event_calls = Calls(None)  # they wait in the driver, and an Xid that nobody awaits is lost
         self._xids: XidWatch | None = None
         self._xids_dropped = 0
         self._driver = Worker("driver", Calls(budget), outbox)

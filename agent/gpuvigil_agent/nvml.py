@@ -46,9 +46,12 @@ _ERRORS: Final[dict[int, type[DriverError]]] = {
 
 
 class Calls:
-    """The driver calls of one thread. Another thread may read `in_flight` to see what it hangs in."""
+    """The driver calls of one thread. Another thread may read `in_flight` to see what it hangs in.
 
-    def __init__(self, budget: Budget) -> None:
+    budget None: calls that must never be refused, for what they miss is gone.
+    """
+
+    def __init__(self, budget: Budget | None) -> None:
         self._budget = budget
         self._in_flight: tuple[str, float] | None = None
         self.count = 0
@@ -62,7 +65,8 @@ class Calls:
     def make(self, function: Callable[..., T], *arguments: object) -> T:
         """Call NVML once. Raises DriverError or one of its kinds, never pynvml's errors."""
         name = function.__name__
-        self._budget.take(name)
+        if self._budget is not None:
+            self._budget.take(name)
         started = time.monotonic()
         self._in_flight = (name, started)
         try:

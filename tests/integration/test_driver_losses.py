@@ -66,6 +66,19 @@ async def test_the_bound_on_calls_holds_and_loses_no_gpu(tmp_path: Path) -> None
         assert found.events == []
 
 
+async def test_a_low_bound_on_calls_loses_no_xid(tmp_path: Path) -> None:
+    seconds = range(6, 14)
+    faults = "".join(
+        f'[[fault]]\nkind = "ecc_uncorrectable"\ngpu = {at % 3}\nat = "{at}s"\nduration = "1s"\n'
+        for at in seconds
+    )
+    async with driven(tmp_path, faults, calls_per_second=20) as found:
+        told = lambda: [e for e in found.told("xid") if e.code == 48]  # noqa: E731
+        await found.until(lambda: len(told()) >= len(seconds), 30, "every Xid")
+        assert found.client.counters["over_budget"] > 0, "the bound was never reached"
+        assert len(told()) == len(seconds)
+
+
 async def test_signals_to_the_whole_group_end_no_driver_process(tmp_path: Path) -> None:
     async with driven(tmp_path) as found:
         await found.settled()
