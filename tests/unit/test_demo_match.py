@@ -45,6 +45,14 @@ def test_the_right_incident_in_time_finds_the_fault() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("severity", ["info", "warning", "critical"])
+def test_no_severity_is_forgiven_a_false_alarm(severity: str) -> None:
+    stray = incident(fault_class="thermal", name="i2") | {"severity": severity}
+    outcome = join([fault()], [incident(), stray], limit)
+    assert outcome.false_alarms == (stray,)
+    assert not outcome.good
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
