@@ -48,9 +48,7 @@ class Worker:
         self.planes[columns.plane].write(second, second * NS, columns.rows, np.array(values, np.float32))
 
     def event(self, sequence: int, node: str = "n1") -> None:
-        event = frames.Event(
-            node, "boot-1", sequence, NOW, "xid", "driver", "gpu:GPU-0", 79, "", {}, False
-        )
+        event = frames.Event(node, "boot-1", sequence, NOW, "xid", "driver", "gpu:GPU-0", 79, "", {}, False)
         self.store.feed(self.number, event, self.planes)
 
 
