@@ -103,7 +103,10 @@ class _Running:
             name=_short(entity),
         )
         evidence = Evidence(
-            observed=_finite(observed), expected=_finite(expected), unit=rule.unit, since_ns=since_ns
+            observed=_finite(observed),
+            expected=0.0 if rule.unit == "bitmask" else _finite(expected),  # a healthy mask has no such bit
+            unit=rule.unit,
+            since_ns=since_ns,
         )
         return Finding(
             detector="rules",
