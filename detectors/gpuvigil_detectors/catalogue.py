@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from gpuvigil_detectors.base import Severity
+from gpuvigil_detectors.variants import Variant
 from gpuvigil_protos import settings
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -44,6 +45,15 @@ class CodeRow(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
     settle_s: float = 0.0
     beside_rule: str = ""
     beside_class: str = ""
+    variant: list[Variant] = []
+
+    def varied(self, variant: Variant) -> CodeRow:
+        """Return the row as it is where the line reads so."""
+        return msgspec.structs.replace(
+            self, severity=variant.severity, action=variant.action, notify=variant.notify, by_word=False,
+            fault_class=variant.fault_class or self.fault_class, sticky_s=variant.sticky_s,
+            settle_s=self.settle_s if variant.settle_s is None else variant.settle_s,
+        )  # fmt: skip
 
 
 class CodeDefaults(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

@@ -14,6 +14,7 @@ from typing import Final
 
 from gpuvigil_detectors.base import Evidence, FactEvent, Finding, Severity
 from gpuvigil_detectors.catalogue import CodeRow, CodeTable
+from gpuvigil_detectors.variants import variant_of
 
 _SECOND: Final = 1_000_000_000
 _REPORTS_MAX: Final = 100_000
@@ -21,11 +22,19 @@ _REMEMBERED: Final = 64
 _COUNT_MAX: Final = 1_000_000
 
 
+_Key = tuple[str, str, bool]
+"""(entity, number and variant, whether it is a drill)."""
+
+
 @dataclass(slots=True)
 class Report:
-    """What is known of one number on one entity; a drill's and a fault's are two reports."""
+    """What is known of one number on one entity; drill and fault are two reports, and so are variants.
+
+    name: the number, and the variant's name where there is one.
+    """
 
     row: CodeRow
+    name: str
     node: str
     entity: str
     code: int
@@ -49,7 +58,7 @@ class CodeReports:
     def __init__(self, table: CodeTable, label: str) -> None:
         self._table, self._label = table, label
         self._rows = table.by_code()
-        self._known: dict[tuple[str, int, bool], Report] = {}  # by entity, number, and whether it is a drill
+        self._known: dict[_Key, Report] = {}
         self._applications: dict[str, dict[str, deque[int]]] = {}  # node -> GPU -> its bursts
         self.dropped = 0
 
@@ -57,20 +66,41 @@ class CodeReports:
         """The catalogue's row of a number, the row for unknown ones otherwise."""
         return self._rows.get(code, self._table.unknown)
 
+    def _row_of(self, event: FactEvent, entity: str, time_ns: int) -> tuple[CodeRow, str]:
+        """Return the row and the report's name. The driver's bare event is what its kernel line says."""
+        row, name, reach_ns = (
+            self.row(event.code),
+            str(event.code),
+            int(self._table.default.same_signal_s * _SECOND),
+        )
+        if not row.variant:
+            return row, name
+        variant = variant_of(row.variant, event.fields)
+        if variant is not None:
+            bare = self._known.get((entity, name, event.synthetic))
+            if bare is not None and bare.origins == {"driver"} and time_ns - bare.first_ns <= reach_ns:
+                del self._known[entity, name, event.synthetic]
+            return row.varied(variant), f"{name}_{variant.name}"
+        for kind in row.variant if event.origin == "driver" else ():
+            told = self._known.get((entity, f"{name}_{kind.name}", event.synthetic))
+            if told is not None and abs(time_ns - told.last_ns) <= reach_ns:
+                return told.row, told.name
+        return row, name
+
     def take(self, event: FactEvent, now_ns: int) -> None:
         """Record one event at its own time, never later than now."""
         time_ns, entity = min(event.time_ns, now_ns), f"{event.node}/{event.entity}"
-        row = self.row(event.code)
+        row, name = self._row_of(event, entity, time_ns)
         for code in row.cancels:
-            cancelled = self._known.get((entity, code, event.synthetic))
+            cancelled = self._known.get((entity, str(code), event.synthetic))
             if cancelled is not None and cancelled.last_ns <= time_ns:
-                del self._known[entity, code, event.synthetic]
-        report = self._known.get((entity, event.code, event.synthetic))
+                del self._known[entity, str(code), event.synthetic]
+        report = self._known.get((entity, name, event.synthetic))
         if report is None:
             if len(self._known) >= _REPORTS_MAX:
                 self._evict()
-            report = Report(row, event.node, entity, event.code, event.synthetic, time_ns, time_ns)
-            self._known[entity, event.code, event.synthetic] = report
+            report = Report(row, name, event.node, entity, event.code, event.synthetic, time_ns, time_ns)
+            self._known[entity, name, event.synthetic] = report
         self._add(report, event, time_ns)
         if row.fault_class == "xid_application" and not event.synthetic:
             of_node = self._applications.setdefault(event.node, {})
@@ -173,7 +203,7 @@ class CodeReports:
             ("line", report.text[:200]),
         )  # fmt: skip
         return Finding(
-            detector="rules", rule=f"{self._label.lower()}_{report.code}", entity=report.entity,
+            detector="rules", rule=f"{self._label.lower()}_{report.name}", entity=report.entity,
             fault_class=row.fault_class, severity=severity, start_ns=report.first_ns, end_ns=report.last_ns,
             sentence=sentence, origin="+".join(sorted(report.origins)), notify=row.notify and settled,
             synthetic=report.synthetic,

@@ -114,8 +114,10 @@ class Rules:
             return codes
         out = []
         for finding in codes:
-            row = self._xids.row(int(dict(finding.evidence.facts).get("code", "0")))
-            if row.beside_rule and (row.beside_rule, finding.entity) in standing:
+            code = dict(finding.evidence.facts).get("code", "0")
+            row = self._xids.row(int(code))
+            plain = finding.rule == f"xid_{code}" and bool(row.beside_rule)
+            if plain and (row.beside_rule, finding.entity) in standing:
                 finding = replace(finding, fault_class=row.beside_class, notify=row.notify)  # noqa: PLW2901
             out.append(finding)
         return out
