@@ -8,6 +8,8 @@ import msgspec
 
 from gpuvigil_protos.settings import Bytes, Seconds, Tls
 
+_Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
 
 class Collector(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Where the collector is, and how patient the stream is."""
@@ -23,7 +25,7 @@ class Gpu(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
 
     source: Literal["auto", "nvml", "simulated", "none"] = "auto"
     call_deadline: Seconds = Seconds(5)
-    calls_per_second_max: Annotated[int, msgspec.Meta(ge=10)] = 2000
+    calls_per_second_max: Annotated[int, msgspec.Meta(ge=10, le=1_000_000)] = 2000
 
 
 class Host(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -51,12 +53,12 @@ class Simulate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=
     """The simulated driver, host and kernel log; read only when gpu.source is "simulated"."""
 
     profile: Literal["h100", "a100"] = "h100"
-    gpus: int = 8
+    gpus: Annotated[int, msgspec.Meta(ge=1, le=16)] = 8
     load: Literal["training", "inference", "idle"] = "training"
-    seed: int = 1
+    seed: _Natural = 1
     host: bool = True
     scenario: str = ""
-    start_ns: int = 0
+    start_ns: _Natural = 0
     truth_file: str = ""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +18,13 @@ from gpuvigil_protos.settings import ConfigError
 DEFAULT: Final = Path("/etc/gpuvigil/agent.toml")
 LIVE_KEYS: Final = frozenset({"log_level", "collector", "tls", "host"})
 """Tables and keys that a reload applies; every other changed key waits for a restart."""
+
+_TEXT_MAX: Final = 4096  # the longest path
+_SPOOL_MIN, _SPOOL_MAX = 1 << 20, 1 << 50
+_LABEL: Final = r"[A-Za-z0-9_-]{1,63}"
+_ADDRESS: Final = re.compile(
+    rf"(?:{_LABEL}(?:\.{_LABEL}){{0,9}}|\[[0-9A-Fa-f:.%]{{2,45}}\]):([0-9]{{1,5}})\Z"
+)
 
 
 def load(path: Path | None, overrides: list[str]) -> AgentConfig:
@@ -40,7 +49,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set: expected section.key=value, got {override!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):  # ValueError: thousands of digits
         value = text
     table = raw
     for part in parts[:-1]:
@@ -59,30 +68,57 @@ def settle(config: AgentConfig, node: str) -> AgentConfig:
 
 def check(config: AgentConfig, origin: str) -> None:
     """Refuse what each key alone cannot show. Raises ConfigError."""
+    check_values(config, origin)
     config.tls.check(origin)
-    _check_address(config.collector.address, f"{origin}: collector.address")
+
+
+def check_values(config: AgentConfig, origin: str) -> None:
+    """Check the values alone and read no file. Raises ConfigError."""
+    for name, text in _texts(config, ""):
+        if not text.isprintable() or len(text) > _TEXT_MAX:
+            raise ConfigError(f"{origin}: {name}: expected printable text of at most {_TEXT_MAX} characters")
+    if not config.state_directory:
+        raise ConfigError(f"{origin}: state_directory: expected a directory, got nothing")
+    _check_address(config.collector.address, f"{origin}: collector.address", 1)
     if config.metrics.address:
-        _check_address(config.metrics.address, f"{origin}: metrics.address")
+        _check_address(config.metrics.address, f"{origin}: metrics.address", 0)
     if not config.tls.enabled and not settings.is_loopback(config.collector.address):
         raise ConfigError(
             f"{origin}: collector.address: without [tls] expected loopback, because plain text never leaves "
             f"this machine, got {config.collector.address!r}; name tls.certificate, tls.key and tls.ca"
         )
-    for key, seconds, low in (
-        ("collector.flush_interval", config.collector.flush_interval, 0.1),
-        ("collector.connect_timeout", config.collector.connect_timeout, 0.1),
-        ("collector.backoff_max", config.collector.backoff_max, 0.1),
-        ("spool.sync_interval", config.spool.sync_interval, 0.0),
+    _check_numbers(config, origin)
+    for point in config.host.filesystems:
+        if not point.startswith("/"):
+            raise ConfigError(f"{origin}: host.filesystems: expected absolute paths, got {point!r}")
+
+
+def _texts(table: msgspec.Struct, prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in msgspec.structs.asdict(table).items():
+        if isinstance(value, msgspec.Struct):
+            yield from _texts(value, f"{prefix}{key}.")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                yield f"{prefix}{key}", text
+
+
+def _check_numbers(config: AgentConfig, origin: str) -> None:
+    for key, seconds, low, high in (
+        ("collector.flush_interval", config.collector.flush_interval, 0.1, 3600),
+        ("collector.connect_timeout", config.collector.connect_timeout, 0.1, 3600),
+        ("collector.backoff_max", config.collector.backoff_max, 0.1, 3600),
+        ("spool.sync_interval", config.spool.sync_interval, 0.0, 3600),
+        ("gpu.call_deadline", config.gpu.call_deadline, 0.1, 60),
     ):
-        if not low <= seconds <= 3600:
-            raise ConfigError(f"{origin}: {key}: expected {low:g}s to 1h, got {seconds:g}s")
-    if config.spool.size_max < 1 << 20:
-        raise ConfigError(f"{origin}: spool.size_max: expected at least 1MiB, got {config.spool.size_max}B")
+        if not low <= seconds <= high:
+            raise ConfigError(f"{origin}: {key}: expected {low:g}s to {high:g}s, got {seconds:g}s")
+    if not _SPOOL_MIN <= config.spool.size_max <= _SPOOL_MAX:
+        raise ConfigError(f"{origin}: spool.size_max: expected 1MiB to 1024TiB, got {config.spool.size_max}B")
 
 
-def _check_address(address: str, where: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+def _check_address(address: str, where: str, port_min: int) -> None:
+    found = _ADDRESS.match(address)
+    if found is None or not port_min <= int(found[1]) <= 65535:
         raise ConfigError(f"{where}: expected host:port, got {address!r}")
 
 

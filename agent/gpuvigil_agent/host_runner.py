@@ -75,7 +75,7 @@ class HostRunner:
         self.health = {sampler.name: Health() for sampler in samplers}
         self.late = 0
         self.threads_refused = 0
-        self._samplers = samplers
+        self.samplers = samplers
         self._pool = ThreadPoolExecutor(1, "host")
         self._stuck: dict[str, Future[None]] = {}
         self._missed: set[str] = set()
@@ -85,7 +85,7 @@ class HostRunner:
         """Return the readings due at tick `number` that came in time; a sampler that hangs is left out."""
         self._forgive()
         self._first = number if self._first < 0 else self._first
-        due = [s for s in self._samplers if s.name not in self._stuck and self._is_due(s, number)]
+        due = [s for s in self.samplers if s.name not in self._stuck and self._is_due(s, number)]
         self._missed.clear()
         if not due:
             return []
@@ -150,7 +150,7 @@ class HostRunner:
 
     def replace(self, samplers: list[Sampler]) -> None:
         """Go on with other samplers from the next tick; all of them read at once."""
-        self._samplers, self._first = samplers, -1
+        self.samplers, self._first = samplers, -1
         self._stuck, self._missed = {}, set()
         self.health = {sampler.name: Health() for sampler in samplers}
         self._renew_pool()

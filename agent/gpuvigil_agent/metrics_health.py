@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpuvigil_agent.exposition import Family
 from gpuvigil_agent.identity import AGENT_VERSION
+from gpuvigil_agent.samplers.filesystem import Filesystems
 
 if TYPE_CHECKING:
     from gpuvigil_agent.agent import Agent
@@ -64,6 +65,9 @@ def _samplers(agent: Agent) -> Iterator[Family]:
                 [((name,), h.seconds) for name, h in health], "sampler")  # fmt: skip
     yield counter(agent, "sampler_absences", "Readings whose source was absent.",
                   [((name,), h.absences) for name, h in health], "sampler")  # fmt: skip
+    missing = [sorted(s.missing) for s in agent.collect.host.samplers if isinstance(s, Filesystems)]
+    yield gauge(agent, "filesystem_missing", "1 for each of host.filesystems where nothing is mounted.",
+                [((point,), 1.0) for points in missing for point in points], "mountpoint")  # fmt: skip
     yield gauge(agent, "driver_up", "1 while the driver process reads GPUs.",
                 [((), float(agent.driver.state == "running"))])  # fmt: skip
 

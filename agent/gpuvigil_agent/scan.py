@@ -34,7 +34,18 @@ UNKNOWN: Final = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a scan and print it; returns the exit code."""
+    """Run a scan and print it; returns the exit code.
+
+    A bug of ours is unknown too: 1 would tell the monitor that the node has a warning.
+    """
+    try:
+        return _main(argv)
+    except Exception as error:  # noqa: BLE001 - the one place: whatever it is, the exit code must not lie
+        sys.stderr.write(f"gpuvigil scan: a bug in the scan itself: {error!r:.300}\n")
+        return UNKNOWN
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(argv)
         config = _config(options)
@@ -70,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(options: argparse.Namespace) -> AgentConfig:
     config = settings.load(options.config, AgentConfig) if options.config else AgentConfig()
+    config_file.check_values(config, str(options.config or "defaults"))
     config = msgspec.structs.replace(config, node=node_name(config.node, settings.Tls()))
     if options.simulate:
         config = msgspec.structs.replace(config, gpu=msgspec.structs.replace(config.gpu, source="simulated"))

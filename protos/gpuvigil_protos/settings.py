@@ -11,7 +11,7 @@ import re
 import ssl
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -20,10 +20,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*\Z")
+_QUANTITY_CHARACTERS, _QUANTITY_MAX = 64, 1 << 62
+_SHOWN_MAX = 80
 
 
 class ConfigError(Exception):
-    """A config file that cannot be used; the text says where, what was expected and what came."""
+    """A config file that cannot be used; the text says where, what was expected and what came: one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_printable(text))
 
 
 class Seconds(float):
@@ -45,10 +50,18 @@ def parse_bytes(text: object) -> Bytes:
 
 
 def _quantity(text: object, units: dict[str, float] | dict[str, int], expected: str) -> float:
-    found = _QUANTITY.match(text) if isinstance(text, str) else None
+    found = _QUANTITY.match(text) if isinstance(text, str) and len(text) <= _QUANTITY_CHARACTERS else None
     if found is None or found[2] not in units:
-        raise ValueError(f"expected {expected} (units: {', '.join(units)}), got {text!r}")
-    return float(found[1]) * units[found[2]]
+        raise ValueError(f"expected {expected} (units: {', '.join(units)}), got {_short(text)}")
+    number = float(found[1]) * units[found[2]]
+    if number >= _QUANTITY_MAX:
+        raise ValueError(f"expected {expected}, got one that is out of all bounds: {text!r}")
+    return number
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
 
 
 def _decode_hook(kind: type, value: object) -> object:
@@ -80,6 +93,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
+        raise ConfigError(f"{path}: not valid TOML: nested too deep, or a number too long") from None
 
 
 def convert(raw: dict[str, Any], kind: type[T], origin: str) -> T:
@@ -91,7 +106,23 @@ def convert(raw: dict[str, Any], kind: type[T], origin: str) -> T:
         text = str(error).replace("Object missing required field", "missing key")
         where = re.search(r" - at `\$\.?(.*?)`$", text)
         key = f"{where[1]}: " if where and where[1] else ""
-        raise ConfigError(f"{origin}: {key}{re.sub(r' - at `.*`$', '', text)}") from None
+        text = re.sub(r" - at `.*`$", "", text)
+        if text.startswith("Invalid enum value") and where and (words := _choices(kind, where[1])):
+            text = f"expected one of {', '.join(words)}, got{text[18:][:_SHOWN_MAX]}"
+        raise ConfigError(f"{origin}: {key}{text}") from None
+
+
+def _choices(kind: type, key: str) -> list[str]:
+    """Return the words that a key of a Literal type accepts; nothing for a key inside a list."""
+    inner: Any = kind
+    for part in key.split("."):
+        fields = msgspec.structs.fields(inner) if _is_struct(inner) else ()
+        inner = next((field.type for field in fields if field.encode_name == part), None)
+    return [str(word) for word in get_args(inner)]
+
+
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _refuse_unknown_keys(raw: dict[str, Any], kind: type, origin: str, prefix: str) -> None:
@@ -102,7 +133,7 @@ def _refuse_unknown_keys(raw: dict[str, Any], kind: type, origin: str, prefix: s
             hint = f'; did you mean "{near[0]}"?' if near else f"; known keys: {', '.join(sorted(fields))}"
             raise ConfigError(f'{origin}: unknown key "{prefix}{key}"{hint}')
         inner = fields[key]
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+        if isinstance(value, dict) and _is_struct(inner):
             _refuse_unknown_keys(value, inner, origin, f"{prefix}{key}.")
 
 
@@ -172,8 +203,9 @@ class Tls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
                 )
             try:
                 Path(file).read_bytes()
-            except OSError as error:
-                raise ConfigError(f"{origin}: tls.{name}: {file} cannot be read: {error.strerror}") from None
+            except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+                why = getattr(error, "strerror", None) or str(error)
+                raise ConfigError(f"{origin}: tls.{name}: {file} cannot be read: {why}") from None
         for name in ("certificate", "ca"):
             file = getattr(self, name)
             try:
@@ -187,6 +219,10 @@ class Tls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
             raise ConfigError(
                 f"{origin}: tls.key: expected the key of {self.certificate}, got {why} in {self.key}"
             ) from None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def is_loopback(address: str) -> bool:

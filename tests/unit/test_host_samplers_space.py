@@ -58,6 +58,16 @@ def test_the_config_restricts_and_may_name_a_network_mount():
         if each.name == "filesystem"
     ]
     assert set(readonly(values(sampler))) == {"filesystem:/", "filesystem:/home"}
+    assert sampler.missing == frozenset()
+
+
+def test_a_mount_of_the_config_that_is_not_there_is_named_and_a_slash_too_many_is_no_other_mount(capsys):
+    sampler = Filesystems(FixtureFiles("hgx"), ["/scratch/", "/gone"])
+    for _ in range(2):
+        assert set(readonly(values(sampler))) == {"filesystem:/scratch"}
+        assert sampler.missing == {"/gone"}
+    said = "".join(capsys.readouterr())
+    assert said.count("filesystems_not_mounted") == 1, "a repeated fault is told once"
 
 
 class Hanging(FixtureFiles):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuvigil_agent import scan
 from gpuvigil_agent.event import AgentEvent
 from gpuvigil_agent.kernel_grammar import Grammar
 from gpuvigil_agent.kernel_sources import KernelRecord
@@ -227,3 +228,16 @@ def test_gpus_on_the_pci_bus_are_counted_without_a_driver():
             return devices[device][file == "class"] + "\n"
 
     assert gpus_on_pci(Files()) == 2
+
+
+def test_a_bug_of_the_scan_is_unknown_and_no_warning_of_the_node(monkeypatch, capsys):
+    async def bug(_config):
+        raise ZeroDivisionError("<\x1b>")
+
+    monkeypatch.setattr(scan, "_scan", bug)
+    assert scan.main(["--simulate"]) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "ZeroDivisionError" in err
+    assert "Traceback" not in err
+    assert "\x1b" not in err

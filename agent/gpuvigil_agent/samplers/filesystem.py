@@ -9,6 +9,7 @@ has its own thread and a mount that does not answer is left out, not waited for.
 
 from __future__ import annotations
 
+import posixpath
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Final, NamedTuple
 
 from gpuvigil_agent.host_files import FilesystemUse, HostFiles
 from gpuvigil_agent.samplers.base import Sample, SourceAbsentError
-from gpuvigil_protos import catalog, entity
+from gpuvigil_protos import catalog, entity, log
 
 LOCAL_TYPES: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs"})
 _ANYWHERE: Final = {"/": frozenset({"overlay"}), "/dev/shm": frozenset({"tmpfs"})}  # noqa: S108 - a mount
@@ -24,6 +25,7 @@ _READONLY: Final = frozenset({"ro", "emergency_ro", "shutdown"})
 _MOUNTS_MAX: Final = 64
 _ANSWER_S: Final = 0.5
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+_log = log.get("filesystem")
 
 
 class Mount(NamedTuple):
@@ -35,14 +37,18 @@ class Mount(NamedTuple):
 
 
 class Filesystems:
-    """Yield use and state of each local file system; `only` names the mount points to keep, empty for all."""
+    """Yield use and state of each local file system; `only` names the mount points to keep, empty for all.
+
+    `missing`: those of them where nothing was mounted at the newest reading.
+    """
 
     name = "filesystem"
     period_s = 10.0
 
     def __init__(self, files: HostFiles, only: Sequence[str] = ()) -> None:
         self._files = files
-        self._only = frozenset(only)
+        self._only = frozenset(posixpath.normpath(point) for point in only)
+        self.missing: frozenset[str] = frozenset()
         self._stuck: dict[str, threading.Thread] = {}
 
     def sample(self) -> Iterator[Sample]:
@@ -52,6 +58,7 @@ class Filesystems:
         except OSError as error:
             raise SourceAbsentError(f"/proc/self/mountinfo: {error.strerror}") from None
         mounts = local_mounts(text, self._only)
+        self._note_missing(self._only - {mount.point for mount in mounts})
         uses = self._ask([mount.point for mount in mounts])
         for name, mount in {entity.filesystem(mount.point): mount for mount in mounts}.items():
             yield Sample(catalog.FILESYSTEM_READONLY, name, float(mount.readonly))
@@ -62,6 +69,12 @@ class Filesystems:
                 if use.inodes > 0:
                     yield Sample(catalog.FILESYSTEM_INODES, name, float(use.inodes))
                     yield Sample(catalog.FILESYSTEM_INODES_FREE, name, float(use.inodes_free))
+
+    def _note_missing(self, missing: frozenset[str]) -> None:
+        """Say once that a mount point of the config is none, or is one again."""
+        if missing != self.missing:
+            _log.warning("filesystems_not_mounted", missing=sorted(missing))
+        self.missing = missing
 
     def _ask(self, points: list[str]) -> dict[str, FilesystemUse]:
         """Return what answered within the deadline. A mount has at most one thread that hangs on it."""
