@@ -76,7 +76,7 @@ class DriverClient:
         if self._absent:
             return "absent"
         if self._child is None:
-            return "restarting"
+            return "stuck" if self._all_hang else "restarting"
         return "running" if self._settled else "starting"
 
     @property
@@ -84,12 +84,22 @@ class DriverClient:
         """Return one sentence for people; empty when all is well."""
         if self._config.source == "none":
             return "GPU readings are off (gpu.source)"
+        if self._child is None and self._all_hang:
+            return (
+                f"driver stuck: {len(self._abandoned)} driver processes hang in the kernel; a new one starts "
+                "when one of them ends"
+            )
         if self.state == "restarting":
             return "the driver process ended; a new one starts within a minute"
         if self._report.stuck:
             hanging = ", ".join(f"{stuck.call} ({stuck.entity})" for stuck in self._report.hanging)
             return f"driver stuck: {hanging or ', '.join(sorted(self._report.stuck))}"
         return self._absent
+
+    @property
+    def _all_hang(self) -> bool:
+        """True when so many processes hang that another would only be one more."""
+        return len(self._abandoned) >= _ABANDONED_MAX
 
     @property
     def source(self) -> str:
@@ -240,7 +250,7 @@ class DriverClient:
         now = time.monotonic()
         if self._child is not None and self._missed >= TRIES and now - self._heard_at >= TRIES:
             self._replace(now - self._heard_at)
-        if self._child is None and now >= self._start_at and len(self._abandoned) < _ABANDONED_MAX:
+        if self._child is None and now >= self._start_at and not self._all_hang:
             await self._start_child()
         if self._settled and (found := await self._probe.step(self._report.lost, now)) is not None:
             self._promote(*found)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 
+from gpuvigil_agent.driver_backoff import Backoff
 from gpuvigil_agent.driver_budget import Budget
 from gpuvigil_agent.driver_errors import (
     BadArgument,
@@ -56,7 +57,8 @@ class Slot:
         self.worker = Worker(f"gpu-{index}", Calls(budget), outbox)
         self.device: Device | None = None
         self.verify = False
-        self.counters = {"errors": 0, "implausible": 0, "over_budget": 0}
+        self.counters = {"errors": 0, "implausible": 0, "over_budget": 0, "backed_off": 0}
+        self._backoff = Backoff()
         self._reading: Reading | None = None
         self._samplers: Sequence[Sampler] = ()
         self._read_at: dict[str, int] = {}
@@ -72,6 +74,7 @@ class Slot:
     def adopt(self, device: Device) -> None:
         """Take the opened board as this slot's own. On the coordinator."""
         self.device, self._read_at, self._late_seconds = device, {}, 0.0
+        self._backoff = Backoff()
         self._samplers = [sampler((device,)) for sampler in GPU_SAMPLERS]
 
     def drop(self) -> None:
@@ -107,6 +110,7 @@ class Slot:
         for sampler in self._samplers:
             if sampler.period_s <= 1:
                 self._run(sampler, reading)
+        self._backoff.note(device.calls.seconds - began, time_ns)
         self._add_call_seconds(reading, device, device.calls.seconds - began)
         for sampler in self._samplers:
             if sampler.period_s > 1 and self._due(sampler, time_ns):
@@ -119,12 +123,17 @@ class Slot:
         reading.add(Sample(GPU_DRIVER_CALL_SECONDS, entity.gpu(device.uuid), slowest))
 
     def _due(self, sampler: Sampler, time_ns: int) -> bool:
-        """Tell whether the sampler's period has turned; all GPUs turn at the same tick."""
+        """Tell whether the sampler's period has turned; all GPUs turn at the same tick.
+
+        Every other period is left out and counted while the driver is far slower than it was.
+        """
         period = time_ns // int(sampler.period_s * 1e9)
         if self._read_at.get(sampler.name) == period:
             return False
         self._read_at[sampler.name] = period
-        return True
+        left_out = self._backoff.active and period % 2 == 1
+        self.counters["backed_off"] += left_out
+        return not left_out
 
     def _run(self, sampler: Sampler, reading: Reading) -> None:
         try:
