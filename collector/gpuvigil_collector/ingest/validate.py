@@ -26,7 +26,15 @@ _FIELD_VALUE_MAX: Final = 512
 _FIELD_KEY: Final = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
 _GAP_REASON: Final = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
 GAP_REASONS: Final = frozenset(  # what our agents say; all other words are one counter
-    {"spool_full", "memory_full", "corrupt", "invalid_argument", "no_dictionary"}
+    {
+        "spool_full",
+        "memory_full",
+        "corrupt",
+        "crash",
+        "invalid_argument",
+        "no_dictionary",
+        codec.ALREADY_DURABLE,
+    }  # fmt: skip
 )
 _DAY_NS: Final = 86_400 * 1_000_000_000
 _PAST_NS: Final = 366 * _DAY_NS
