@@ -34,7 +34,7 @@ GAP_REASONS: Final = frozenset(  # what our agents say; all other words are one 
         "invalid_argument",
         "no_dictionary",
         codec.ALREADY_DURABLE,
-    }  # fmt: skip
+    }
 )
 _DAY_NS: Final = 86_400 * 1_000_000_000
 _PAST_NS: Final = 366 * _DAY_NS
