@@ -33,6 +33,11 @@ def play(seed: int) -> dict[str, object]:
     )
     if not done.stdout.strip():
         raise RuntimeError(f"seed {seed}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    if done.returncode:
+        told = [
+            line for line in done.stderr.splitlines() if " alarm " in line or line.startswith(("MISS", "  "))
+        ]
+        print(f"seed {seed} was not judged right:", *told, sep="\n", file=sys.stderr, flush=True)
     return json.loads(done.stdout)
 
 
