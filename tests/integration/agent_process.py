@@ -43,27 +43,38 @@ class AgentProcess:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment() | more)
         return self.process
 
-    def metric(self, start: str) -> float:
-        """Return the sum of every line that starts with `start`; -1 when there is none."""
+    def scrape(self) -> list[str]:
+        """Return the endpoint's lines; nothing while it does not answer."""
         with contextlib.suppress(OSError):
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
-                lines = [line for line in answer.read().decode().splitlines() if line.startswith(start)]
-            return sum(float(line.rpartition(" ")[2]) for line in lines) if lines else -1.0
-        return -1.0
+                return list(answer.read().decode().splitlines())
+        return []
+
+    def metric(self, start: str) -> float:
+        """Return the sum of every line that starts with `start`; -1 when there is none."""
+        return total(self.scrape(), start)
 
     def balanced(self) -> bool:
-        """Check the conservation law of both classes on the endpoint."""
+        """Check the conservation law of both classes on the endpoint, in one scrape."""
+        lines = self.scrape()
         for name in ("metrics", "events"):
             place = {
-                p: self.metric(
-                    f'gpuvigil_agent_ledger_{p}_sequences{"" if p in GAUGES else "_total"}{{class="{name}"'
+                p: total(
+                    lines,
+                    f'gpuvigil_agent_ledger_{p}_sequences{"" if p in GAUGES else "_total"}{{class="{name}"',
                 )
                 for p in ("produced", "durable", "dropped", *GAUGES)
             }
             parts = sum(max(0.0, place[p]) for p in ("durable", "spooled", "in_flight", "dropped"))
             if place["produced"] != parts:
                 return False
-        return True
+        return bool(lines)
+
+
+def total(lines: list[str], start: str) -> float:
+    """Return the sum of every line that starts with `start`; -1 when there is none."""
+    values = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(start)]
+    return sum(values) if values else -1.0
 
 
 @pytest.fixture(name="make")
