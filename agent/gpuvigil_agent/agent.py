@@ -114,9 +114,8 @@ class Agent:
     def _look_at_changes(self) -> None:
         """Tell the collector when inventory, driver state or spool state are not what it was last told."""
         now = (self.driver.gpus, self.driver.state, self.driver.note, self.driver.driver_version)
-        if now != self._inventory_told:
+        if now != self._inventory_told and self.stream.tell_inventory():
             self._inventory_told = now
-            self.stream.inventory_changed()
         if self.spool.state != self._spool_state:
             self._tell(f"spool {self.spool.state}, was {self._spool_state}")
             self._spool_state = self.spool.state

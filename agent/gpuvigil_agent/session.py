@@ -62,10 +62,11 @@ class Session:
         if self.live:
             self._enqueue((row, dictionary))
 
-    def offer_hello(self) -> None:
-        """Queue a fresh Hello: the inventory has changed."""
+    def offer_hello(self) -> bool:
+        """Queue a fresh Hello: the inventory has changed. False while the stream is not live yet."""
         if self.live:
             self._enqueue(pb.StreamRequest(hello=self.hello(pb.ROLE_LIVE, self.boot_id, None)))
+        return self.live
 
     def _enqueue(self, item: pb.StreamRequest | tuple[Row, pb.Dictionary | None]) -> None:
         try:

@@ -81,10 +81,12 @@ class Stream:
         if self._session is not None:
             self._session.offer(row, dictionary)
 
-    def inventory_changed(self) -> None:
-        """Tell the collector the new inventory."""
-        if self._session is not None:
-            self._session.offer_hello()
+    def tell_inventory(self) -> bool:
+        """Tell the collector the new inventory; False when nobody could be told now.
+
+        A stream that waits for its Welcome has said Hello already, perhaps with the old inventory.
+        """
+        return self._session is not None and self._session.offer_hello()
 
     async def change(self, config: AgentConfig) -> None:
         """Take new settings or renewed TLS files.

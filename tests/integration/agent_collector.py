@@ -38,7 +38,7 @@ class Taken:
 
 class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
     """Knobs: durable, durable_lag (sequences received and not yet durable), eat_acks, stall,
-    refuse (sequence -> reason), abort (called with each message).
+    refuse (sequence -> reason), abort (called with each message), welcome_delay_s.
     """
 
     __test__ = False
@@ -54,6 +54,7 @@ class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
         self.refuse: dict[int, str] = {}
         self.abort: Callable[[pb.StreamRequest], tuple[grpc.StatusCode, str] | None] = lambda _message: None
         self.down: list[pb.StreamResponse] = []
+        self.welcome_delay_s = 0.0
         self.backlog_lag_s: list[float] = []
         self.live_lag_s: list[float] = []
 
@@ -94,6 +95,7 @@ class TestCollector(stream_pb2_grpc.TelemetryServiceServicer):
                 if hello.HasField("dictionary"):
                     self.dictionaries.append(hello.dictionary)
                 if first:
+                    await asyncio.sleep(self.welcome_delay_s)
                     yield pb.StreamResponse(
                         welcome=pb.Welcome(schema_version=1, watermarks=self._marks(hello.boot_id))
                     )

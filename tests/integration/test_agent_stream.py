@@ -130,3 +130,15 @@ async def test_unknown_commands_are_answered_and_settings_obeyed(make) -> None:
 
 def _ticks(content: bytes) -> int:
     return max((len(block.tick_ns) for block in pb.Batch.FromString(content).blocks), default=0)
+
+
+async def test_gpus_that_appear_while_the_welcome_is_awaited_are_told(make) -> None:
+    collector = TestCollector()
+    collector.welcome_delay_s = 4.0
+    async with serving(collector) as port:
+        make(port).start()
+        await until(lambda: collector.hellos, LIVE_S, "a first Hello")
+        assert not collector.hellos[0].inventory.gpus, "the driver was up before the stream: nothing is shown"
+        live = lambda: [h for h in collector.hellos if h.role == pb.ROLE_LIVE]  # noqa: E731
+        await until(lambda: any(h.inventory.gpus for h in live()), LIVE_S, "the GPUs")
+        collector.welcome_delay_s = 0.0
