@@ -44,7 +44,7 @@ protos: $(VENV)/.dev $(BUF)  ## The wire: lint, no break against the released im
 generate: $(VENV)/.dev
 	$(PY) protos/generate.py
 
-bench: $(VENV)/.dev  ## Prints the figures of docs/benchmarks.md; ARGS=--quick for a short run
+bench: $(VENV)/.bench  ## Prints the figures of docs/benchmarks.md; ARGS=--quick for a short run
 	@for b in tests/bench/bench_*.py; do echo "== $$b"; $(PY) $$b $(ARGS) || exit 1; done
 
 clean:
@@ -64,6 +64,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing gpuvigil and its test tools into $(VENV) ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.dev
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@touch $@
 
 $(BUF):
 	@command -v npm >/dev/null || { echo "buf needs npm (Debian: apt-get install npm)" >&2; exit 1; }
