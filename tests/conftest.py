@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.user_properties.append(("unmet_need", f"{name}: {reason}"))
             else:
                 item.add_marker(pytest.mark.skip(reason=f"{name}: {reason}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything is required, a test that skips itself has not run, and so has failed."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("GPUVIGIL_REQUIRE") == "all":
+        report.outcome, report.longrepr = "failed", f"{item.nodeid} skipped itself: {report.longrepr}"
+    return report
 
 
 @pytest.fixture
