@@ -76,7 +76,7 @@ async def test_an_init_that_hangs_is_told_and_waited_for(tmp_path: Path) -> None
 
 
 async def test_an_event_wait_that_hangs_costs_no_reading(tmp_path: Path) -> None:
-    fault = '[[fault]]\nkind = "driver_hang"\ncall = "events"\nat = "3s"\nduration = "6s"\n'
+    fault = '[[fault]]\nkind = "driver_hang"\ncall = "events"\nat = "6s"\nduration = "6s"\n'
     async with driven(tmp_path, fault) as found:
         await found.settled()
         await found.until(lambda: found.told("driver_stuck"), 15, "driver_stuck")
@@ -112,7 +112,7 @@ async def test_a_stopped_process_is_abandoned_and_replaced_once(tmp_path: Path) 
 
 
 async def test_stop_is_quick_whatever_hangs(tmp_path: Path) -> None:
-    async with driven(tmp_path, '[[fault]]\nkind = "driver_hang"\nat = "2s"\n') as found:
+    async with driven(tmp_path, '[[fault]]\nkind = "driver_hang"\nat = "5s"\n') as found:
         await found.settled()
         await found.until(
             lambda: found.client.counters["timeouts"] or found.tick_seconds[-1] > 0.5, 15, "hang"

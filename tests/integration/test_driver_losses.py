@@ -41,7 +41,7 @@ async def test_a_probe_finds_a_returned_gpu_and_costs_the_others_no_tick(
 ) -> None:
     monkeypatch.setattr(driver_probe, "FIRST_S", 0.2)
     monkeypatch.setattr(driver_probe, "LATER_S", 0.2)
-    fault = '[[fault]]\nkind = "gpu_lost_xid79"\ngpu = 0\nat = "3s"\nduration = "6s"\n'
+    fault = '[[fault]]\nkind = "gpu_lost_xid79"\ngpu = 0\nat = "6s"\nduration = "6s"\n'
     async with driven(tmp_path, fault) as found:
         await found.settled()
         pid, others = child_pid(found), {found.entity(1), found.entity(2)}
@@ -91,7 +91,7 @@ async def test_signals_to_the_whole_group_end_no_driver_process(tmp_path: Path) 
 
 
 async def test_nothing_of_a_lost_gpu_comes_after_its_loss(tmp_path: Path) -> None:
-    async with driven(tmp_path, '[[fault]]\nkind = "gpu_lost_xid79"\ngpu = 2\nat = "3s"\n') as found:
+    async with driven(tmp_path, '[[fault]]\nkind = "gpu_lost_xid79"\ngpu = 2\nat = "6s"\n') as found:
         await found.settled()
         lost = found.client.gpus[2].uuid
         await found.until(lambda: found.told("gpu_lost"), 15, "gpu_lost")
@@ -112,7 +112,7 @@ async def test_xids_come_between_ticks(tmp_path: Path) -> None:
 
 
 async def test_blanks_yield_no_value_and_no_event(tmp_path: Path) -> None:
-    fault = '[[fault]]\nkind = "driver_blanks"\ngpu = 1\nat = "3s"\n'
+    fault = '[[fault]]\nkind = "driver_blanks"\ngpu = 1\nat = "6s"\n'
     async with driven(tmp_path, fault) as found:
         await found.settled()
         await found.until(lambda: found.entity(1) not in found.reading_gpus(), 15, "blanks")
