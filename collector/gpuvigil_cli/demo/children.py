@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,23 @@ class Child:
         return f"{self.name} ended by itself ({how}); its last lines:{said}"
 
 
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    """Deliver an interrupt only after the block: one between start and note would leave an orphan."""
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {
+        number: signal.signal(number, lambda caught_one, _: caught.append(caught_one)) for number in numbers
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in caught[:1]:
+            signal.raise_signal(late)
+
+
 class Children:
     """All children of one demo. Use as a context: leaving it stops every one of them."""
 
@@ -63,7 +81,7 @@ class Children:
     def start(self, name: str, module: str, config: Path) -> Child:
         """Run `python -m module --config config` in the config's own directory, out of reach of Ctrl-C."""
         log = config.with_suffix(".log")
-        with log.open("wb") as output:
+        with log.open("wb") as output, _held_signals():
             process = subprocess.Popen(
                 [sys.executable, "-m", module, "--config", str(config)],
                 cwd=config.parent,
@@ -73,8 +91,8 @@ class Children:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C is ours; we stop them in order
             )
-        child = Child(name=name, process=process, log=log)
-        self._all.append(child)
+            child = Child(name=name, process=process, log=log)
+            self._all.append(child)
         return child
 
     def check(self) -> None:
