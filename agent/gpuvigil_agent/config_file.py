@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -34,29 +33,11 @@ def load(path: Path | None, overrides: list[str]) -> AgentConfig:
     """
     raw = settings.read(path) if path is not None else {}
     for override in overrides:
-        _apply(raw, override)
+        settings.override(raw, override)
     origin = str(path) if path is not None else "defaults"
     config = settings.convert(raw, AgentConfig, origin)
     check(config, origin)
     return config
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into the document; the value is TOML, or text where it is no TOML."""
-    name, equals, text = override.partition("=")
-    parts = name.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set: expected section.key=value, got {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError):  # ValueError: thousands of digits
-        value = text
-    table = raw
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set: {name}: {part} is a value, expected a table")
-    table[parts[-1]] = value
 
 
 def settle(config: AgentConfig, node: str) -> AgentConfig:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -90,28 +89,11 @@ def load(path: Path | None, overrides: list[str]) -> CollectorConfig:
     """Read the file (none: all defaults) with `a.b=value` overrides on top. Raises ConfigError."""
     raw = settings.read(path) if path is not None else {}
     for override in overrides:
-        _apply(raw, override)
+        settings.override(raw, override)
     origin = str(path) if path is not None else "command line"
     config = settings.convert(raw, CollectorConfig, origin)
     _check(config, origin)
     return config
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` into the document; the value is TOML, or plain text where it is not."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f'--set: expected key.key=value, got "{override}"')
-    *tables, name = key.split(".")
-    inner = raw
-    for table in tables:
-        inner = inner.setdefault(table, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f'--set {key}: "{table}" is a value, not a table')
-    try:
-        inner[name] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        inner[name] = text
 
 
 def _check(config: CollectorConfig, origin: str) -> None:

@@ -97,6 +97,27 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: nested too deep, or a number too long") from None
 
 
+def override(raw: dict[str, Any], assignment: str) -> None:
+    """Put `--set section.key=value` into the document; the value is TOML, or text where it is none.
+
+    Raises ConfigError.
+    """
+    name, equals, text = assignment.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set: expected section.key=value, got {assignment!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):  # ValueError: thousands of digits
+        value = text
+    table = raw
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set: {name}: {part} is a value, expected a table")
+    table[parts[-1]] = value
+
+
 def convert(raw: dict[str, Any], kind: type[T], origin: str) -> T:
     """Turn a parsed document into `kind`; `origin` names it in errors. Raises ConfigError."""
     _refuse_unknown_keys(raw, kind, origin, "")
