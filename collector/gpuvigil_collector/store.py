@@ -144,6 +144,7 @@ class Store:
                     total[name] = total.get(name, 0.0) + value
             total["events_dropped_total"] = self._events.dropped
             total["judged_failures_total"] = self._events.failures
+            total["registry_failures_total"] = self._registry.failures
             total["nodes_connected"] = sum(fact.connected for fact in self._nodes.values())
         return total
 
@@ -185,8 +186,10 @@ class Store:
                 self._unsaved.update(name for name, fact in self._nodes.items() if fact.connected)
             facts = [self._nodes[node] for node in self._unsaved if node in self._nodes]
             self._unsaved.clear()
-        if facts:  # without the lock: a slow disk holds up the tick at most, never the workers
-            self._registry.save(facts)
+        # without the lock: a slow disk holds up the tick at most, never the workers
+        if facts and not self._registry.save(facts):
+            with self._lock:
+                self._unsaved.update(fact.node for fact in facts)
 
     # --- the supervisor's side
 

@@ -20,10 +20,11 @@ _log = log.get("registry")
 
 
 class Registry:
-    """Known nodes on disk. Used from one thread at a time."""
+    """Known nodes on disk. Used from one thread at a time. A disk that fails is counted, never fatal."""
 
     def __init__(self, path: Path) -> None:
         self._db = open_or_set_aside(path, _SCHEMA)
+        self.failures = 0
 
     def load(self) -> dict[str, NodeFact]:
         """Return all known nodes, none of them connected."""
@@ -31,16 +32,26 @@ class Registry:
         facts = (msgspec.json.decode(text, type=NodeFact) for (text,) in rows)
         return {fact.node: dataclasses.replace(fact, connected=False) for fact in facts}
 
-    def save(self, facts: list[NodeFact]) -> None:
-        """Write these nodes in one transaction."""
+    def save(self, facts: list[NodeFact]) -> bool:
+        """Write these nodes in one transaction; False when the disk is full or failing: try again later."""
         rows = [(fact.node, msgspec.json.encode(fact).decode()) for fact in facts]
-        self._db.execute("BEGIN IMMEDIATE")
-        with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO node VALUES (?, ?)", rows)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                self._db.executemany("INSERT OR REPLACE INTO node VALUES (?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            if not self.failures:
+                _log.error("registry_not_written", error=str(error))
+            self.failures += 1
+            return False
+        return True
 
     def forget(self, node: str) -> None:
-        """Take a node out: it was decommissioned."""
-        self._db.execute("DELETE FROM node WHERE node = ?", (node,))
+        """Take a node out: it was decommissioned. Where the disk fails, a restart knows it again."""
+        try:
+            self._db.execute("DELETE FROM node WHERE node = ?", (node,))
+        except sqlite3.OperationalError:
+            self.failures += 1
 
     def close(self) -> None:
         """Close the file."""

@@ -188,6 +188,24 @@ async def test_a_crash_between_rename_and_ledger_neither_loses_nor_doubles(tmp_p
     assert Rig(tmp_path).recovered == 0
 
 
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"\0" * 500])
+async def test_a_damaged_newest_segment_is_set_aside_and_its_rows_are_asked_for_again(tmp_path, damage):
+    rig = Rig(tmp_path)
+    rig.put(1)
+    await rig.recorder.flush()
+    rig.disk.fail_at = AFTER_RENAME_BEFORE_LEDGER
+    rig.put(2)
+    assert not await rig.recorder.flush()
+    newest = max(rig.recordings.glob("metrics-*.parquet"))
+    newest.write_bytes(damage)
+    after = Rig(tmp_path)
+    assert (after.recovered, after.durable, after.rows()) == (0, 1, [1])
+    assert newest.with_name(newest.name + ".broken").read_bytes() == damage
+    after.put(2)
+    assert await after.recorder.flush()
+    assert (after.durable, after.rows()) == (2, [1, 2])
+
+
 async def test_a_crash_before_the_fsync_leaves_nothing_behind(tmp_path):
     rig = Rig(tmp_path)
     rig.disk.fail_at = BEFORE_SEGMENT_FSYNC

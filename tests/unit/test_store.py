@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 
@@ -179,3 +180,17 @@ def test_frames_survive_any_cut():
     for cut in range(1, len(stream)):
         reader = frames.FrameReader()
         assert reader.feed(stream[:cut]) + reader.feed(stream[cut:]) == messages
+
+
+def test_a_registry_that_cannot_be_written_is_counted_and_written_later(tmp_path):
+    store = Store(tmp_path)
+    Worker(store).up("n1")
+    holder = sqlite3.connect(tmp_path / "registry.sqlite", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    store._registry._db.execute("PRAGMA busy_timeout=10")
+    assert "n1" in store.snapshot(NOW).nodes
+    assert store.counters()["registry_failures_total"] == 1
+    holder.execute("ROLLBACK")
+    store.snapshot(NOW + NS)
+    assert list(Registry(tmp_path / "registry.sqlite").load()) == ["n1"]
+    store.close()

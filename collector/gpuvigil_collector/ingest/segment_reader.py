@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,13 +19,12 @@ RECENT_WITHIN_S: Final = 10.0  # reading is a help, never a reason not to start
 _log = log.get("recordings")
 
 
-def keys(paths: Iterable[Path]) -> Iterator[tuple[Key, int]]:
-    """Yield (key, sequence) of each row. Raises OSError and pa.ArrowInvalid for a file that is damaged."""
-    for path in paths:
-        delivery_class = path.name.partition("-")[0]
-        table = pq.read_table(path, columns=["node", "boot_id", "sequence"])
-        for node, boot, sequence in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            yield (node, boot, delivery_class), sequence
+def keys(path: Path) -> list[tuple[Key, int]]:
+    """Return (key, sequence) of each row. Raises OSError and pa.ArrowException for a file that is damaged."""
+    delivery_class = path.name.partition("-")[0]
+    table = pq.read_table(path, columns=["node", "boot_id", "sequence"])
+    columns = (column.to_pylist() for column in table.columns)
+    return [((node, boot, delivery_class), sequence) for node, boot, sequence in zip(*columns, strict=True)]
 
 
 def recent_events(paths: list[Path], now_ns: int) -> list[EventRow]:

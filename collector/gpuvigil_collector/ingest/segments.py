@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ from gpuvigil_collector.ingest.segment_rows import STRINGS, EventRow, MetricRow,
 from gpuvigil_protos import log
 
 _MERGE_SHARE: Final = 4  # a merge needs its parts' size twice for a moment: at most this part of the quota
+BROKEN: Final = ".broken"  # no reader takes such a file for a segment
 _log = log.get("recordings")
 
 
@@ -181,9 +182,26 @@ class Segments:
             self._hook(BETWEEN_PARTS_DELETED)
         sync_folder(self._directory)
 
-    def keys_after(self, number: int) -> Iterable[tuple[Key, int]]:
-        """Yield (key, sequence) of the rows in segments newer than `number`, which no ledger covers."""
-        return segment_reader.keys(file.path for file in self._files if file.name.last > number)
+    def keys_after(self, number: int) -> Iterator[tuple[Key, int]]:
+        """Yield (key, sequence) of the rows in segments newer than `number`, which no ledger covers.
+
+        A damaged one is set aside: nothing of it was ever called durable, so its agents send it again.
+        """
+        for file in [file for file in self._files if file.name.last > number]:
+            try:
+                found = segment_reader.keys(file.path)
+            except (OSError, pa.ArrowException) as error:
+                self._set_aside(file, error)
+            else:
+                yield from found
+
+    def _set_aside(self, file: File, error: Exception) -> None:
+        aside = file.path.with_name(file.path.name + BROKEN)
+        file.path.replace(aside)
+        with self._lock:
+            self._files.remove(file)
+            self.bytes -= file.size
+        _log.error("recording_damaged", path=str(file.path), set_aside=str(aside), error=str(error))
 
     def recent_events(self) -> list[EventRow]:
         """Return the newest recorded events, oldest first; see segment_reader."""
