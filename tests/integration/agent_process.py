@@ -7,12 +7,13 @@ import contextlib
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from integration.stack import environment, free_port
 
+AGENT = ("-m", "gpuvigil_agent")
 GAUGES = ("spooled", "in_flight")
 
 
@@ -37,8 +38,9 @@ class AgentProcess:
     def log(self) -> str:
         return (self.folder / "agent.log").read_text()
 
-    def start(self, **more: str) -> subprocess.Popen[bytes]:
-        command = (sys.executable, "-m", "gpuvigil_agent", "--config", str(self.config))
+    def start(self, program: Sequence[str] = AGENT, **more: str) -> subprocess.Popen[bytes]:
+        """Start it, or what stands in for it: `program` gets the agent's arguments after its own."""
+        command = (sys.executable, *program, "--config", str(self.config))
         with (self.folder / "agent.log").open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment() | more)
         return self.process
