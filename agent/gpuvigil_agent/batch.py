@@ -23,8 +23,8 @@ Key = tuple[str, str]
 class Group:
     """Series of one period: their columns, and the rows gathered since the last seal."""
 
-    def __init__(self, number: int, period_s: float) -> None:
-        self.number, self.period_s = number, period_s
+    def __init__(self, number: int, period_s: float, *, steps: bool = False) -> None:
+        self.number, self.period_s, self.steps = number, period_s, steps
         self.columns: dict[Key, int] = {}
         self.seen_s: list[float] = []
         self.ticks: list[int] = []
@@ -68,7 +68,8 @@ class BatchBuilder:
     def __init__(self) -> None:
         self.version = 1
         self.overflow = 0
-        self._groups: dict[float, Group] = {}
+        self._groups: dict[float | str, Group] = {}
+        self._numbers = 0
         self._sealed: list[Sealed] = []
         self._samples = 0
         self._bytes = 0
@@ -81,9 +82,20 @@ class BatchBuilder:
 
     def add(self, tick_ns: int, at_s: float, period_s: float, samples: list[Sample]) -> None:
         """Add what was read together at one tick with one period; new series make a new version."""
-        group = self._groups.get(period_s)
+        self._add(self._group(period_s, period_s), tick_ns, at_s, samples)
+
+    def add_step(self, entity: str, end_ns: int, at_s: float, samples: list[Sample]) -> None:
+        """Add one step of a rank's loop, at the time at which it ended; a rank has a group of its own."""
+        self._add(self._group(entity, 1.0, steps=True), end_ns, at_s, samples)
+
+    def _group(self, key: float | str, period_s: float, *, steps: bool = False) -> Group:
+        group = self._groups.get(key)
         if group is None:
-            group = self._groups[period_s] = Group(len(self._groups) + 1, period_s)
+            self._numbers += 1
+            group = self._groups[key] = Group(self._numbers, period_s, steps=steps)
+        return group
+
+    def _add(self, group: Group, tick_ns: int, at_s: float, samples: list[Sample]) -> None:
         new = [key for key in ((s.metric.name, s.entity) for s in samples) if key not in group.columns]
         if new and (room := SERIES_PER_NODE_MAX - self.series) < len(new):
             self.overflow += len(new) - max(0, room)
@@ -101,12 +113,14 @@ class BatchBuilder:
             self._seal()
 
     def forget(self, now_s: float) -> None:
-        """Let series go that have been absent for FORGET_S or three of their periods."""
-        for group in self._groups.values():
+        """Let series go that have been absent for FORGET_S or three of their periods; a rank's group too."""
+        for key, group in list(self._groups.items()):
             limit = now_s - max(FORGET_S, 3 * group.period_s)
             if any(seen < limit for seen in group.seen_s):
                 self._change(group)
                 group.forget(limit)
+                if group.steps and not group.columns:
+                    del self._groups[key]
 
     def _change(self, group: Group) -> None:
         """Begin a new version. Rows that wait with the group's old columns must go first, others need not."""
@@ -125,6 +139,7 @@ class BatchBuilder:
                     pb.Group(
                         id=group.number,
                         period_ns=int(group.period_s * 1e9),
+                        steps=group.steps,
                         series=[pb.Series(metric=metric, entity=entity) for metric, entity in group.columns],
                     )
                 )

@@ -21,8 +21,9 @@ from gpuvigil_collector.store_events import EventQueue
 from gpuvigil_collector.store_layout import SECOND_NS, Index, Layout
 from gpuvigil_collector.store_ledger import LedgerRows
 from gpuvigil_collector.store_registry import Registry
+from gpuvigil_collector.store_steps import StepQueue
 from gpuvigil_collector.topology import Topology
-from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, Window
+from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, StepRows, Window
 
 _SAVE_INTERVAL_NS: Final = 60 * SECOND_NS
 
@@ -31,10 +32,12 @@ class StoreSnapshot:
     """One tick's view, a detectors.base.Snapshot. Answers are kept: detectors ask for the same."""
 
     def __init__(
-        self, now_ns: int, events: tuple[FactEvent, ...], nodes: dict[str, NodeFact], store: Store
-    ) -> None:
+        self, now_ns: int, events: tuple[FactEvent, ...], steps: tuple[StepRows, ...],
+        nodes: dict[str, NodeFact], store: Store,
+    ) -> None:  # fmt: skip
         self.now_ns = now_ns
         self.events = events
+        self.steps = steps
         self.nodes = nodes
         self._store = store
         self._windows: dict[tuple[str, int], Window] = {}
@@ -89,6 +92,7 @@ class Store:
         self._unsaved: set[str] = set()
         self._saved_ns = 0
         self._events = EventQueue(state_directory / "judged.sqlite")
+        self._steps = StepQueue()
         self._ledger = LedgerRows()
         self._layout = Layout()
         self._counters: dict[int, dict[str, float]] = {}
@@ -97,11 +101,11 @@ class Store:
     def snapshot(self, now_ns: int) -> StoreSnapshot:
         """Return this tick's view, with the events that came since the last call."""
         with self._lock:
-            events = self._events.take()
+            events, steps = self._events.take(), self._steps.take()
             nodes = dict(self._nodes)
         self._save(now_ns)
         placed = Topology(nodes).placed
-        return StoreSnapshot(now_ns, tuple(placed(event) for event in events), nodes, self)
+        return StoreSnapshot(now_ns, tuple(placed(event) for event in events), steps, nodes, self)
 
     def mark_judged(self) -> None:
         """Note that the newest snapshot's events are judged and journaled: no news after a restart."""
@@ -143,6 +147,7 @@ class Store:
                 for name, value in counters.items():
                     total[name] = total.get(name, 0.0) + value
             total["events_dropped_total"] = self._events.dropped
+            total["steps_dropped_total"] = self._steps.dropped
             total["judged_failures_total"] = self._events.failures
             total["registry_failures_total"] = self._registry.failures
             total["nodes_connected"] = sum(fact.connected for fact in self._nodes.values())
@@ -207,6 +212,8 @@ class Store:
                 case frames.Event():
                     if self._events.add(message):
                         self._arrived.notify_all()
+                case frames.Steps():
+                    self._steps.add(message)
                 case frames.Status():
                     self._status(worker, message)
                 case frames.Ready():

@@ -79,7 +79,8 @@ class Finding:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactEvent:
     """One event of one node, in the collector's time. kind: xid, sxid, kernel, gpu_lost, gpu_returned,
-    driver_stuck, driver_recovered, driver_crashed, recovery_action, agent, hook. entity is the local name
+    driver_stuck, driver_recovered, driver_crashed, recovery_action, agent, hook, rank_up, rank_down,
+    collectives. entity is the local name
     (`gpu:GPU-5d1b`, `node`). origin: driver, kernel_log, agent, job. time_ns is when it
     happened, hours ago where a backlog brings it: it is judged at its own time.
     boot_id is the sender's, empty when unknown. judged is True for an event that a brain before this one
@@ -97,6 +98,21 @@ class FactEvent:
     synthetic: bool = False
     boot_id: str = ""
     judged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRows:
+    """Steps of one rank's training loop, oldest first, each once.
+
+    entity is the local name, `rank:<job>/<rank>`. metrics: M catalogue names. end_ns: int64 [n], when each
+    step ended, in the collector's time. values: float32 [n, M], NaN = absent.
+    """
+
+    node: str
+    entity: str
+    metrics: tuple[str, ...]
+    end_ns: Int64
+    values: Float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +158,7 @@ class Snapshot(Protocol):
 
     now_ns: int
     events: tuple[FactEvent, ...]
+    steps: tuple[StepRows, ...]
     nodes: dict[str, NodeFact]
 
     def window(self, metric: str, seconds: int) -> Window:

@@ -12,6 +12,7 @@ class Cached:
         self._snapshot = snapshot
         self.now_ns = snapshot.now_ns
         self.events = snapshot.events
+        self.steps = snapshot.steps
         self.nodes = snapshot.nodes
         self._latest: dict[str, Latest] = {}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Kind = Literal["gauge", "counter", "event"]
-EntityKind = Literal["node", "gpu", "nvlink", "disk", "filesystem", "interface"]
+EntityKind = Literal["node", "gpu", "nvlink", "disk", "filesystem", "interface", "rank"]
 Wire = Literal["level", "rate"]
 
 _HUGE = 1e18
@@ -56,6 +56,11 @@ def _counter(
 ) -> Metric:  # fmt: skip
     return _add(Metric(name=name, unit=unit, kind="counter", entity_kind=entity, source=source, low=0.0,
                        high=_HUGE, help=text, dcgm=dcgm, wire=wire))  # fmt: skip
+
+
+def _signed(name: str, unit: str, text: str) -> Metric:
+    return _add(Metric(name=name, unit=unit, kind="gauge", entity_kind="rank", source="hook", low=-_HUGE,
+                       high=_HUGE, help=text))  # fmt: skip
 
 
 # fmt: off
@@ -192,4 +197,31 @@ INTERFACE_RECEIVE_BYTES_TOTAL = _counter("interface_receive_bytes_total", "bytes
 INTERFACE_TRANSMIT_BYTES_TOTAL = _counter("interface_transmit_bytes_total", "bytes", "interface", "/proc/net/dev", "Bytes sent.")
 INTERFACE_ERRORS_TOTAL = _counter("interface_errors_total", "errors", "interface", "/proc/net/dev", "Receive and send errors.")
 INTERFACE_DROPS_TOTAL = _counter("interface_drops_total", "packets", "interface", "/proc/net/dev", "Packets dropped.")
+# --- the training loop, one row a step (Group.steps); the hook's ring is the source of all
+RANK_STEP = _gauge("rank_step", "step", "rank", "hook", 1e15, "Number of the step, as the loop counts.")
+RANK_STEPS_MERGED = _gauge("rank_steps_merged", "steps", "rank", "hook",
+    1e9, "Steps that this row stands for: more than 1 where a loop is faster than rows may come.")
+RANK_STEP_SECONDS = _gauge("rank_step_seconds", "seconds", "rank", "hook", 1e7, "Wall time of the step.")
+RANK_DATA_SECONDS = _gauge("rank_data_seconds", "seconds", "rank", "hook", 1e7, "Of it, waiting for input.")
+RANK_FORWARD_SECONDS = _gauge("rank_forward_seconds", "seconds", "rank", "hook", 1e7, "Of it, the forward pass.")
+RANK_BACKWARD_SECONDS = _gauge("rank_backward_seconds", "seconds", "rank", "hook", 1e7, "Of it, the backward pass.")
+RANK_OPTIMIZER_SECONDS = _gauge("rank_optimizer_seconds", "seconds", "rank", "hook", 1e7, "Of it, the optimizer.")
+RANK_CHECKPOINT_SECONDS = _gauge("rank_checkpoint_seconds", "seconds", "rank", "hook", 1e7, "Of it, saving.")
+RANK_EVAL_SECONDS = _gauge("rank_eval_seconds", "seconds", "rank", "hook", 1e7, "Of it, evaluation.")
+RANK_SETUP_SECONDS = _gauge("rank_setup_seconds", "seconds", "rank", "hook", 1e7, "Of it, init and compile.")
+RANK_TOKENS = _gauge("rank_tokens", "tokens", "rank", "hook", 1e12, "Tokens of the step, as the loop says.")
+RANK_LOSS = _signed("rank_loss", "loss", "Loss of the step; absent where the loop gave none or it is not finite.")
+RANK_GRADIENT_NORM = _gauge("rank_gradient_norm", "norm", "rank", "hook", 1e30, "Gradient norm of the step.")
+RANK_CUDA_ALLOCATED_BYTES = _gauge("rank_cuda_allocated_bytes", "bytes", "rank", "torch.cuda.memory_stats",
+    1e13, "Device memory that tensors hold.")
+RANK_STEP_FLAGS = _gauge("rank_step_flags", "bitmask", "rank", "hook", 65535,
+    "1 first step, 2 loss not finite, 4 gradient norm not finite, 8 evaluation, 16 checkpoint.")
+# --- the training loop, once a second
+RANK_UP = _gauge("rank_up", "flag", "rank", "hook", 1, "1 while the rank's process lives.")
+RANK_HEARTBEAT_AGE_SECONDS = _gauge("rank_heartbeat_age_seconds", "seconds", "rank", "hook",
+    1e7, "Since the hook's thread last ran: it stands still when the process is stopped or the interpreter lock is held.")
+RANK_STEP_AGE_SECONDS = _gauge("rank_step_age_seconds", "seconds", "rank", "hook",
+    1e7, "Since the rank last ended a step.")
+RANK_PHASE = _gauge("rank_phase", "code", "rank", "hook", 15, "Phase the rank is in; 0 none, then as in layout.PHASES.")
+RANK_MEMORY_BYTES = _gauge("rank_memory_bytes", "bytes", "rank", "/proc/PID/statm", 1e15, "Resident memory of the process.")
 # fmt: on

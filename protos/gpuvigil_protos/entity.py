@@ -1,6 +1,6 @@
 """Entity names: `kind:id`, the one way to say which GPU, link, disk or interface a value is about.
 
-The node itself is `node`. An NVLink is `nvlink:<GPU uuid>/<link>`. Names are hostile until checked: at
+The node itself is `node`, rank 3 of job 42 `rank:42/3`. An NVLink is `nvlink:<GPU uuid>/<link>`. Names are hostile until checked: at
 most 200 printable ASCII characters, so that they are safe in logs, terminals, HTML and label values.
 """
 
@@ -11,7 +11,8 @@ from typing import Final
 
 NODE: Final = "node"
 ENTITY_MAX_CHARACTERS: Final = 200
-_ENTITY = re.compile(r"(node|(gpu|nvlink|disk|filesystem|interface|process):[!-~]{1,190})\Z")
+_ENTITY = re.compile(r"(node|(gpu|nvlink|disk|filesystem|interface|process|rank|job):[!-~]{1,190})\Z")
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}\Z")
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
 
@@ -38,6 +39,28 @@ def filesystem(mount_point: str) -> str:
 def interface(name: str) -> str:
     """Name a network interface."""
     return f"interface:{name}"
+
+
+def rank(job: str, number: int) -> str:
+    """Name one rank of a training job; `job` has passed `is_valid_job`."""
+    return f"rank:{job}/{number}"
+
+
+def job(name: str) -> str:
+    """Name a training job."""
+    return f"job:{name}"
+
+
+def job_and_rank_of(entity: str) -> tuple[str, int] | None:
+    """Return the job and the rank that a rank entity is of, else None."""
+    kind, _, rest = entity.partition(":")
+    name, _, number = rest.rpartition("/")
+    return (name, int(number)) if kind == "rank" and number.isdecimal() and is_valid_job(name) else None
+
+
+def is_valid_job(text: str) -> bool:
+    """Tell whether text from outside is a job's name."""
+    return bool(_JOB_NAME.match(text))
 
 
 def kind_of(entity: str) -> str:

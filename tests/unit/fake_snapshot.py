@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, Window
+from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, StepRows, Window
 
 SECOND = 10**9
 START_NS = 1_800_000_000 * SECOND
@@ -19,6 +19,7 @@ class FakeSnapshot:
 
     now_ns: int
     events: tuple[FactEvent, ...] = ()
+    steps: tuple[StepRows, ...] = ()
     nodes: dict[str, NodeFact] = field(default_factory=dict)
     history: dict[str, dict[str, deque]] = field(default_factory=dict)  # metric -> entity -> (time_ns, value)
 

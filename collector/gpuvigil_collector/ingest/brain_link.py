@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.ingest.dictionary import Dictionary
+from gpuvigil_collector.ingest.rows import on_grid
 
 BUFFER_MAX_BYTES: Final = 64 << 20
 
@@ -55,7 +56,7 @@ async def _watch(reader: asyncio.StreamReader, gone: asyncio.Event) -> None:
 def series_of(node: str, dictionary: Dictionary) -> frames.Series:
     """Return where a node's series are, as the brain's store wants it."""
     names, planes, rows = [], [], []
-    for columns in dictionary.groups.values():
+    for columns in on_grid(dictionary):
         names += columns.series
         planes += [columns.plane] * len(columns.series)
         rows += _numbers(columns.rows)

@@ -31,7 +31,8 @@ GROUPS_MAX: Final = 64
 class Columns:
     """One group: `width` columns on the wire, of which `known` (int32, None = all) have rows in `plane`.
 
-    low, high: float32 [known]. rows is filled in when the ring has given them.
+    low, high: float32 [known]. rows is filled in when the ring has given them. steps: the rank entity whose
+    steps the rows are, which have no place in the ring; "" for readings of the grid.
     """
 
     width: int
@@ -40,6 +41,7 @@ class Columns:
     series: list[tuple[str, str]]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
+    steps: str = ""
     rows: NDArray[np.int32] | slice = field(default_factory=lambda: slice(0, 0))
 
 
@@ -92,7 +94,12 @@ def _columns(group: pb.Group, seen: set[tuple[str, str]]) -> Columns:
         seen.add(name)
         known.append(at)
         names.append(name)
+    if group.steps and len(entities := {series.entity for series in group.series}) != 1:
+        raise RefusedError(
+            "bad_text", f"steps: expected the series of one rank, got those of {len(entities)}"
+        )
     return Columns(
+        steps=group.series[0].entity if group.steps else "",
         width=len(group.series),
         plane=FAST if group.period_ns <= _FAST_MAX_NS else SLOW,
         known=None if len(known) == len(group.series) else np.array(known, np.int32),
@@ -114,6 +121,7 @@ def _check_names(series: pb.Series) -> None:
 def _canonical(message: pb.Dictionary) -> bytes:
     groups = [
         {"id": g.id, "period_ns": g.period_ns, "series": [[s.metric, s.entity] for s in g.series]}
+        | ({"steps": True} if g.steps else {})
         for g in message.groups
     ]
     return msgspec.json.encode({"groups": groups})

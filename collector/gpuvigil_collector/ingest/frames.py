@@ -71,6 +71,18 @@ class Event(msgspec.Struct, tag=True, array_like=True):
     synthetic: bool
 
 
+class Steps(msgspec.Struct, tag=True, array_like=True):
+    """Steps of one rank's loop. time_ns: int64 [n], the ends in the collector's time; values: float32
+    [n, metrics], NaN = absent.
+    """
+
+    node: str
+    entity: str
+    metrics: list[str]
+    time_ns: bytes
+    values: bytes
+
+
 class LedgerRow(msgspec.Struct, tag=True, array_like=True):
     """One delivery key's state. delivery_class: metrics or events."""
 
@@ -92,7 +104,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     seen: dict[str, tuple[int, int]]
 
 
-Message = Ready | NodeUp | NodeDown | Series | Event | Status
+Message = Ready | NodeUp | NodeDown | Series | Event | Steps | Status
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from typing import Final
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from gpuvigil_collector.ingest import frames, validate
 from gpuvigil_collector.ingest.brain_link import BrainLink, series_of
@@ -181,10 +183,14 @@ class Intake:
         self._ledger.touch(session.key("metrics"))
 
     def _show(self, session: Session, block: Block) -> None:
-        """Put a live block's ticks into the ring, those in time."""
+        """Put a live block's ticks into the ring, those in time; steps of a loop go to the brain as they are."""
         values, taken_out = validate.quarantine(block.values, block.columns)
         self.counters["samples_total"] += block.values.size
         self.counters["quarantined_samples_total"] += taken_out
+        if block.columns.steps:
+            self.counters["steps_total"] += len(block.tick_ns)
+            self._brain.send(_steps_frame(session, block, values))
+            return
         plane = self._planes[block.columns.plane]
         now_second = time.time_ns() // SECOND_NS
         for at, tick_ns in enumerate(block.tick_ns):
@@ -194,6 +200,16 @@ class Intake:
                 self.counters[name] += block.columns.width
                 continue
             plane.write(second, tick_ns + session.clock.offset_ns, block.columns.rows, values[at])
+
+
+def _steps_frame(session: Session, block: Block, values: NDArray[np.float32]) -> frames.Steps:
+    return frames.Steps(
+        node=session.node,
+        entity=block.columns.steps,
+        metrics=[metric for metric, _ in block.columns.series],
+        time_ns=(np.array(block.tick_ns, np.int64) + session.clock.offset_ns).tobytes(),
+        values=np.ascontiguousarray(values, np.float32).tobytes(),
+    )
 
 
 def _event_row(session: Session, event: pb.Event) -> EventRow:

@@ -12,12 +12,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuvigil_collector.ingest.dictionary import Dictionary
+from gpuvigil_collector.ingest.dictionary import Columns, Dictionary
 from gpuvigil_collector.ingest.refusal import RefusedError
 from gpuvigil_collector.ingest.ring import Plane
 
 _REST_NS: Final = 60_000_000_000
 _Key = tuple[str, str]
+
+
+def on_grid(dictionary: Dictionary) -> list[Columns]:
+    """Return the groups that have a place in the ring: all but the steps of training loops."""
+    return [columns for columns in dictionary.groups.values() if not columns.steps]
 
 
 class Rows:
@@ -34,7 +39,7 @@ class Rows:
         old = self._of_node.get(node) or [{} for _ in self._planes]
         self._check_room(dictionary, old, now_ns)
         new: list[dict[_Key, int]] = [{} for _ in self._planes]
-        for columns in dictionary.groups.values():
+        for columns in on_grid(dictionary):
             columns.rows = self._group(columns.plane, columns.series, old, new, now_ns)
         self._of_node[node] = new
         self._let_go(old, new, now_ns)
@@ -50,7 +55,7 @@ class Rows:
 
     def _check_room(self, dictionary: Dictionary, old: list[dict[_Key, int]], now_ns: int) -> None:
         wanted = [0] * len(self._planes)
-        for columns in dictionary.groups.values():
+        for columns in on_grid(dictionary):
             wanted[columns.plane] += sum(key not in old[columns.plane] for key in columns.series)
         for plane, count in enumerate(wanted):
             rested = sum(now_ns - freed_ns > _REST_NS for _, freed_ns in self._free[plane]) if count else 0

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgpuvigil_protos/v1/stream.proto\x12\x12gpuvigil_protos.v1\"\x91\x02\n\rStreamRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.gpuvigil_protos.v1.HelloH\x00\x12\x34\n\ndictionary\x18\x02 \x01(\x0b\x32\x1e.gpuvigil_protos.v1.DictionaryH\x00\x12*\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x19.gpuvigil_protos.v1.BatchH\x00\x12*\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x19.gpuvigil_protos.v1.EventH\x00\x12;\n\x0e\x63ommand_result\x18\x05 \x01(\x0b\x32!.gpuvigil_protos.v1.CommandResultH\x00\x42\t\n\x07message\"\x83\x02\n\x0eStreamResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.WelcomeH\x00\x12&\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x17.gpuvigil_protos.v1.AckH\x00\x12.\n\x07\x63ommand\x18\x03 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.CommandH\x00\x12.\n\x07setting\x18\x04 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.SettingH\x00\x12.\n\x07refusal\x18\x05 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.RefusalH\x00\x42\t\n\x07message\"\xf4\x01\n\x05Hello\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12&\n\x04role\x18\x05 \x01(\x0e\x32\x18.gpuvigil_protos.v1.Role\x12\x30\n\tinventory\x18\x06 \x01(\x0b\x32\x1d.gpuvigil_protos.v1.Inventory\x12\x32\n\ndictionary\x18\x07 \x01(\x0b\x32\x1e.gpuvigil_protos.v1.Dictionary\x12\x0f\n\x07sent_ns\x18\x08 \x01(\x03\"|\n\tInventory\x12%\n\x04gpus\x18\x01 \x03(\x0b\x32\x17.gpuvigil_protos.v1.Gpu\x12\x16\n\x0e\x64river_version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x12\n\ngpu_source\x18\x04 \x01(\t\x12\x0c\n\x04note\x18\x05 \x01(\t\"S\n\x03Gpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\npci_bus_id\x18\x04 \x01(\t\x12\x0c\n\x04seen\x18\x05 \x01(\x08\"H\n\nDictionary\x12\x0f\n\x07version\x18\x01 \x01(\r\x12)\n\x06groups\x18\x02 \x03(\x0b\x32\x19.gpuvigil_protos.v1.Group\"R\n\x05Group\x12\n\n\x02id\x18\x01 \x01(\r\x12\x11\n\tperiod_ns\x18\x02 \x01(\x03\x12*\n\x06series\x18\x03 \x03(\x0b\x32\x1a.gpuvigil_protos.v1.Series\"(\n\x06Series\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\"\xcf\x01\n\x05\x42\x61tch\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x1a\n\x12\x64ictionary_version\x18\x03 \x01(\r\x12)\n\x06\x62locks\x18\x04 \x03(\x0b\x32\x19.gpuvigil_protos.v1.Block\x12%\n\x04gaps\x18\x05 \x03(\x0b\x32\x17.gpuvigil_protos.v1.Gap\x12\x0f\n\x07sent_ns\x18\x06 \x01(\x03\x12\x0b\n\x03\x63rc\x18\x07 \x01(\x07\"7\n\x05\x42lock\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0f\n\x07tick_ns\x18\x02 \x03(\x03\x12\x0e\n\x06values\x18\x03 \x01(\x0c\"m\n\x03Gap\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07samples\x18\x05 \x01(\x04\"\xe0\x02\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07time_ns\x18\x02 \x01(\x03\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.gpuvigil_protos.v1.EventKind\x12*\n\x06origin\x18\x04 \x01(\x0e\x32\x1a.gpuvigil_protos.v1.Origin\x12\x0e\n\x06\x65ntity\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\r\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x35\n\x06\x66ields\x18\x08 \x03(\x0b\x32%.gpuvigil_protos.v1.Event.FieldsEntry\x12\x11\n\tsynthetic\x18\t \x01(\x08\x12%\n\x04gaps\x18\n \x03(\x0b\x32\x17.gpuvigil_protos.v1.Gap\x12\x0f\n\x07sent_ns\x18\x0b \x01(\x03\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x07Welcome\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x11\n\tcollector\x18\x02 \x01(\t\x12\x0f\n\x07\x65\x63ho_ns\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ollector_ns\x18\x04 \x01(\x03\x12\x31\n\nwatermarks\x18\x05 \x03(\x0b\x32\x1d.gpuvigil_protos.v1.Watermark\"_\n\x03\x41\x63k\x12\x31\n\nwatermarks\x18\x01 \x03(\x0b\x32\x1d.gpuvigil_protos.v1.Watermark\x12\x0f\n\x07\x65\x63ho_ns\x18\x02 \x01(\x03\x12\x14\n\x0c\x63ollector_ns\x18\x03 \x01(\x03\"X\n\tWatermark\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\x10\n\x08received\x18\x02 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x04\"\xa9\x01\n\x07\x43ommand\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12=\n\targuments\x18\x03 \x03(\x0b\x32*.gpuvigil_protos.v1.Command.ArgumentsEntry\x12\x13\n\x0b\x64\x65\x61\x64line_ns\x18\x04 \x01(\x03\x1a\x30\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\rCommandResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0f\n\x07outcome\x18\x03 \x01(\t\"$\n\x07Setting\x12\x19\n\x11\x66lush_interval_ns\x18\x01 \x01(\x03\"e\n\x07Refusal\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*=\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_LIVE\x10\x01\x12\x10\n\x0cROLE_BACKLOG\x10\x02*C\n\x05\x43lass\x12\x15\n\x11\x43LASS_UNSPECIFIED\x10\x00\x12\x11\n\rCLASS_METRICS\x10\x01\x12\x10\n\x0c\x43LASS_EVENTS\x10\x02*\xc5\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x45VENT_KIND_XID\x10\x01\x12\x13\n\x0f\x45VENT_KIND_SXID\x10\x02\x12\x15\n\x11\x45VENT_KIND_KERNEL\x10\x03\x12\x17\n\x13\x45VENT_KIND_GPU_LOST\x10\x04\x12\x1b\n\x17\x45VENT_KIND_GPU_RETURNED\x10\x05\x12\x1b\n\x17\x45VENT_KIND_DRIVER_STUCK\x10\x06\x12\x1f\n\x1b\x45VENT_KIND_DRIVER_RECOVERED\x10\x07\x12\x1d\n\x19\x45VENT_KIND_DRIVER_CRASHED\x10\x08\x12\x1e\n\x1a\x45VENT_KIND_RECOVERY_ACTION\x10\t\x12\x14\n\x10\x45VENT_KIND_AGENT\x10\n\x12\x13\n\x0f\x45VENT_KIND_HOOK\x10\x0b*l\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n\rORIGIN_DRIVER\x10\x01\x12\x15\n\x11ORIGIN_KERNEL_LOG\x10\x02\x12\x10\n\x0cORIGIN_AGENT\x10\x03\x12\x0e\n\nORIGIN_JOB\x10\x04\x32g\n\x10TelemetryService\x12S\n\x06Stream\x12!.gpuvigil_protos.v1.StreamRequest\x1a\".gpuvigil_protos.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgpuvigil_protos/v1/stream.proto\x12\x12gpuvigil_protos.v1\"\x91\x02\n\rStreamRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.gpuvigil_protos.v1.HelloH\x00\x12\x34\n\ndictionary\x18\x02 \x01(\x0b\x32\x1e.gpuvigil_protos.v1.DictionaryH\x00\x12*\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x19.gpuvigil_protos.v1.BatchH\x00\x12*\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x19.gpuvigil_protos.v1.EventH\x00\x12;\n\x0e\x63ommand_result\x18\x05 \x01(\x0b\x32!.gpuvigil_protos.v1.CommandResultH\x00\x42\t\n\x07message\"\x83\x02\n\x0eStreamResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.WelcomeH\x00\x12&\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x17.gpuvigil_protos.v1.AckH\x00\x12.\n\x07\x63ommand\x18\x03 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.CommandH\x00\x12.\n\x07setting\x18\x04 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.SettingH\x00\x12.\n\x07refusal\x18\x05 \x01(\x0b\x32\x1b.gpuvigil_protos.v1.RefusalH\x00\x42\t\n\x07message\"\xf4\x01\n\x05Hello\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12&\n\x04role\x18\x05 \x01(\x0e\x32\x18.gpuvigil_protos.v1.Role\x12\x30\n\tinventory\x18\x06 \x01(\x0b\x32\x1d.gpuvigil_protos.v1.Inventory\x12\x32\n\ndictionary\x18\x07 \x01(\x0b\x32\x1e.gpuvigil_protos.v1.Dictionary\x12\x0f\n\x07sent_ns\x18\x08 \x01(\x03\"|\n\tInventory\x12%\n\x04gpus\x18\x01 \x03(\x0b\x32\x17.gpuvigil_protos.v1.Gpu\x12\x16\n\x0e\x64river_version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x12\n\ngpu_source\x18\x04 \x01(\t\x12\x0c\n\x04note\x18\x05 \x01(\t\"S\n\x03Gpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\npci_bus_id\x18\x04 \x01(\t\x12\x0c\n\x04seen\x18\x05 \x01(\x08\"H\n\nDictionary\x12\x0f\n\x07version\x18\x01 \x01(\r\x12)\n\x06groups\x18\x02 \x03(\x0b\x32\x19.gpuvigil_protos.v1.Group\"a\n\x05Group\x12\n\n\x02id\x18\x01 \x01(\r\x12\x11\n\tperiod_ns\x18\x02 \x01(\x03\x12*\n\x06series\x18\x03 \x03(\x0b\x32\x1a.gpuvigil_protos.v1.Series\x12\r\n\x05steps\x18\x04 \x01(\x08\"(\n\x06Series\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\"\xcf\x01\n\x05\x42\x61tch\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x1a\n\x12\x64ictionary_version\x18\x03 \x01(\r\x12)\n\x06\x62locks\x18\x04 \x03(\x0b\x32\x19.gpuvigil_protos.v1.Block\x12%\n\x04gaps\x18\x05 \x03(\x0b\x32\x17.gpuvigil_protos.v1.Gap\x12\x0f\n\x07sent_ns\x18\x06 \x01(\x03\x12\x0b\n\x03\x63rc\x18\x07 \x01(\x07\"7\n\x05\x42lock\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0f\n\x07tick_ns\x18\x02 \x03(\x03\x12\x0e\n\x06values\x18\x03 \x01(\x0c\"m\n\x03Gap\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07samples\x18\x05 \x01(\x04\"\xe0\x02\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07time_ns\x18\x02 \x01(\x03\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.gpuvigil_protos.v1.EventKind\x12*\n\x06origin\x18\x04 \x01(\x0e\x32\x1a.gpuvigil_protos.v1.Origin\x12\x0e\n\x06\x65ntity\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\r\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x35\n\x06\x66ields\x18\x08 \x03(\x0b\x32%.gpuvigil_protos.v1.Event.FieldsEntry\x12\x11\n\tsynthetic\x18\t \x01(\x08\x12%\n\x04gaps\x18\n \x03(\x0b\x32\x17.gpuvigil_protos.v1.Gap\x12\x0f\n\x07sent_ns\x18\x0b \x01(\x03\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x07Welcome\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x11\n\tcollector\x18\x02 \x01(\t\x12\x0f\n\x07\x65\x63ho_ns\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ollector_ns\x18\x04 \x01(\x03\x12\x31\n\nwatermarks\x18\x05 \x03(\x0b\x32\x1d.gpuvigil_protos.v1.Watermark\"_\n\x03\x41\x63k\x12\x31\n\nwatermarks\x18\x01 \x03(\x0b\x32\x1d.gpuvigil_protos.v1.Watermark\x12\x0f\n\x07\x65\x63ho_ns\x18\x02 \x01(\x03\x12\x14\n\x0c\x63ollector_ns\x18\x03 \x01(\x03\"X\n\tWatermark\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\x10\n\x08received\x18\x02 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x04\"\xa9\x01\n\x07\x43ommand\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12=\n\targuments\x18\x03 \x03(\x0b\x32*.gpuvigil_protos.v1.Command.ArgumentsEntry\x12\x13\n\x0b\x64\x65\x61\x64line_ns\x18\x04 \x01(\x03\x1a\x30\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\rCommandResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0f\n\x07outcome\x18\x03 \x01(\t\"$\n\x07Setting\x12\x19\n\x11\x66lush_interval_ns\x18\x01 \x01(\x03\"e\n\x07Refusal\x12(\n\x05\x63lass\x18\x01 \x01(\x0e\x32\x19.gpuvigil_protos.v1.Class\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*=\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_LIVE\x10\x01\x12\x10\n\x0cROLE_BACKLOG\x10\x02*C\n\x05\x43lass\x12\x15\n\x11\x43LASS_UNSPECIFIED\x10\x00\x12\x11\n\rCLASS_METRICS\x10\x01\x12\x10\n\x0c\x43LASS_EVENTS\x10\x02*\x93\x03\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x45VENT_KIND_XID\x10\x01\x12\x13\n\x0f\x45VENT_KIND_SXID\x10\x02\x12\x15\n\x11\x45VENT_KIND_KERNEL\x10\x03\x12\x17\n\x13\x45VENT_KIND_GPU_LOST\x10\x04\x12\x1b\n\x17\x45VENT_KIND_GPU_RETURNED\x10\x05\x12\x1b\n\x17\x45VENT_KIND_DRIVER_STUCK\x10\x06\x12\x1f\n\x1b\x45VENT_KIND_DRIVER_RECOVERED\x10\x07\x12\x1d\n\x19\x45VENT_KIND_DRIVER_CRASHED\x10\x08\x12\x1e\n\x1a\x45VENT_KIND_RECOVERY_ACTION\x10\t\x12\x14\n\x10\x45VENT_KIND_AGENT\x10\n\x12\x13\n\x0f\x45VENT_KIND_HOOK\x10\x0b\x12\x16\n\x12\x45VENT_KIND_RANK_UP\x10\x0c\x12\x18\n\x14\x45VENT_KIND_RANK_DOWN\x10\r\x12\x1a\n\x16\x45VENT_KIND_COLLECTIVES\x10\x0e*l\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n\rORIGIN_DRIVER\x10\x01\x12\x15\n\x11ORIGIN_KERNEL_LOG\x10\x02\x12\x10\n\x0cORIGIN_AGENT\x10\x03\x12\x0e\n\nORIGIN_JOB\x10\x04\x32g\n\x10TelemetryService\x12S\n\x06Stream\x12!.gpuvigil_protos.v1.StreamRequest\x1a\".gpuvigil_protos.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_COMMAND_ARGUMENTSENTRY']._loaded_options = None
   _globals['_COMMAND_ARGUMENTSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2693
-  _globals['_ROLE']._serialized_end=2754
-  _globals['_CLASS']._serialized_start=2756
-  _globals['_CLASS']._serialized_end=2823
-  _globals['_EVENTKIND']._serialized_start=2826
-  _globals['_EVENTKIND']._serialized_end=3151
-  _globals['_ORIGIN']._serialized_start=3153
-  _globals['_ORIGIN']._serialized_end=3261
+  _globals['_ROLE']._serialized_start=2708
+  _globals['_ROLE']._serialized_end=2769
+  _globals['_CLASS']._serialized_start=2771
+  _globals['_CLASS']._serialized_end=2838
+  _globals['_EVENTKIND']._serialized_start=2841
+  _globals['_EVENTKIND']._serialized_end=3244
+  _globals['_ORIGIN']._serialized_start=3246
+  _globals['_ORIGIN']._serialized_end=3354
   _globals['_STREAMREQUEST']._serialized_start=56
   _globals['_STREAMREQUEST']._serialized_end=329
   _globals['_STREAMRESPONSE']._serialized_start=332
@@ -56,35 +56,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DICTIONARY']._serialized_start=1051
   _globals['_DICTIONARY']._serialized_end=1123
   _globals['_GROUP']._serialized_start=1125
-  _globals['_GROUP']._serialized_end=1207
-  _globals['_SERIES']._serialized_start=1209
-  _globals['_SERIES']._serialized_end=1249
-  _globals['_BATCH']._serialized_start=1252
-  _globals['_BATCH']._serialized_end=1459
-  _globals['_BLOCK']._serialized_start=1461
-  _globals['_BLOCK']._serialized_end=1516
-  _globals['_GAP']._serialized_start=1518
-  _globals['_GAP']._serialized_end=1627
-  _globals['_EVENT']._serialized_start=1630
-  _globals['_EVENT']._serialized_end=1982
-  _globals['_EVENT_FIELDSENTRY']._serialized_start=1937
-  _globals['_EVENT_FIELDSENTRY']._serialized_end=1982
-  _globals['_WELCOME']._serialized_start=1985
-  _globals['_WELCOME']._serialized_end=2127
-  _globals['_ACK']._serialized_start=2129
-  _globals['_ACK']._serialized_end=2224
-  _globals['_WATERMARK']._serialized_start=2226
-  _globals['_WATERMARK']._serialized_end=2314
-  _globals['_COMMAND']._serialized_start=2317
-  _globals['_COMMAND']._serialized_end=2486
-  _globals['_COMMAND_ARGUMENTSENTRY']._serialized_start=2438
-  _globals['_COMMAND_ARGUMENTSENTRY']._serialized_end=2486
-  _globals['_COMMANDRESULT']._serialized_start=2488
-  _globals['_COMMANDRESULT']._serialized_end=2550
-  _globals['_SETTING']._serialized_start=2552
-  _globals['_SETTING']._serialized_end=2588
-  _globals['_REFUSAL']._serialized_start=2590
-  _globals['_REFUSAL']._serialized_end=2691
-  _globals['_TELEMETRYSERVICE']._serialized_start=3263
-  _globals['_TELEMETRYSERVICE']._serialized_end=3366
+  _globals['_GROUP']._serialized_end=1222
+  _globals['_SERIES']._serialized_start=1224
+  _globals['_SERIES']._serialized_end=1264
+  _globals['_BATCH']._serialized_start=1267
+  _globals['_BATCH']._serialized_end=1474
+  _globals['_BLOCK']._serialized_start=1476
+  _globals['_BLOCK']._serialized_end=1531
+  _globals['_GAP']._serialized_start=1533
+  _globals['_GAP']._serialized_end=1642
+  _globals['_EVENT']._serialized_start=1645
+  _globals['_EVENT']._serialized_end=1997
+  _globals['_EVENT_FIELDSENTRY']._serialized_start=1952
+  _globals['_EVENT_FIELDSENTRY']._serialized_end=1997
+  _globals['_WELCOME']._serialized_start=2000
+  _globals['_WELCOME']._serialized_end=2142
+  _globals['_ACK']._serialized_start=2144
+  _globals['_ACK']._serialized_end=2239
+  _globals['_WATERMARK']._serialized_start=2241
+  _globals['_WATERMARK']._serialized_end=2329
+  _globals['_COMMAND']._serialized_start=2332
+  _globals['_COMMAND']._serialized_end=2501
+  _globals['_COMMAND_ARGUMENTSENTRY']._serialized_start=2453
+  _globals['_COMMAND_ARGUMENTSENTRY']._serialized_end=2501
+  _globals['_COMMANDRESULT']._serialized_start=2503
+  _globals['_COMMANDRESULT']._serialized_end=2565
+  _globals['_SETTING']._serialized_start=2567
+  _globals['_SETTING']._serialized_end=2603
+  _globals['_REFUSAL']._serialized_start=2605
+  _globals['_REFUSAL']._serialized_end=2706
+  _globals['_TELEMETRYSERVICE']._serialized_start=3356
+  _globals['_TELEMETRYSERVICE']._serialized_end=3459
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,9 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_RECOVERY_ACTION: _ClassVar[EventKind]
     EVENT_KIND_AGENT: _ClassVar[EventKind]
     EVENT_KIND_HOOK: _ClassVar[EventKind]
+    EVENT_KIND_RANK_UP: _ClassVar[EventKind]
+    EVENT_KIND_RANK_DOWN: _ClassVar[EventKind]
+    EVENT_KIND_COLLECTIVES: _ClassVar[EventKind]
 
 class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -59,6 +62,9 @@ EVENT_KIND_DRIVER_CRASHED: EventKind
 EVENT_KIND_RECOVERY_ACTION: EventKind
 EVENT_KIND_AGENT: EventKind
 EVENT_KIND_HOOK: EventKind
+EVENT_KIND_RANK_UP: EventKind
+EVENT_KIND_RANK_DOWN: EventKind
+EVENT_KIND_COLLECTIVES: EventKind
 ORIGIN_UNSPECIFIED: Origin
 ORIGIN_DRIVER: Origin
 ORIGIN_KERNEL_LOG: Origin
@@ -150,14 +156,16 @@ class Dictionary(_message.Message):
     def __init__(self, version: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("id", "period_ns", "series")
+    __slots__ = ("id", "period_ns", "series", "steps")
     ID_FIELD_NUMBER: _ClassVar[int]
     PERIOD_NS_FIELD_NUMBER: _ClassVar[int]
     SERIES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     id: int
     period_ns: int
     series: _containers.RepeatedCompositeFieldContainer[Series]
-    def __init__(self, id: _Optional[int] = ..., period_ns: _Optional[int] = ..., series: _Optional[_Iterable[_Union[Series, _Mapping]]] = ...) -> None: ...
+    steps: bool
+    def __init__(self, id: _Optional[int] = ..., period_ns: _Optional[int] = ..., series: _Optional[_Iterable[_Union[Series, _Mapping]]] = ..., steps: _Optional[bool] = ...) -> None: ...
 
 class Series(_message.Message):
     __slots__ = ("metric", "entity")
