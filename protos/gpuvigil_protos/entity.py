@@ -1,7 +1,8 @@
 """Entity names: `kind:id`, the one way to say which GPU, link, disk or interface a value is about.
 
-The node itself is `node`, rank 3 of job 42 `rank:42/3`. An NVLink is `nvlink:<GPU uuid>/<link>`. Names are hostile until checked: at
-most 200 printable ASCII characters, so that they are safe in logs, terminals, HTML and label values.
+The node itself is `node`. An NVLink is `nvlink:<GPU uuid>/<link>`, rank 3 of job 42 `rank:42/3`. Names are
+hostile until checked: at most 200 printable ASCII characters, so that they are safe in logs, terminals, HTML
+and label values.
 """
 
 from __future__ import annotations

@@ -52,18 +52,17 @@ async def test_steps_reach_the_brain_whole_and_are_recorded(host, dial):
     assert (steps.node, steps.entity) == ("trainer", RANK)
     assert steps.metrics == ("rank_step", "rank_step_seconds", "rank_loss")
     assert np.array_equal(steps.values, np.array(rows, np.float32).reshape(3, 3), equal_nan=True)
-    assert np.abs(steps.end_ns - np.array(ends)).max() < 5 * SECOND, (
-        "the collector's time, not the row's number"
-    )
+    assert np.abs(steps.end_ns - np.array(ends)).max() < 5 * SECOND
     assert list(np.diff(steps.end_ns)) == [100_000_000, 100_000_000]
     assert host.store.snapshot(time.time_ns()).steps == (), "each step is handed out once"
     assert "trainer/" + RANK not in host.store.snapshot(time.time_ns()).latest("rank_step").entities
     assert recorded(host.recordings)["trainer", "boot-1", "metrics", 1, sent.crc] == 1
 
 
-async def test_steps_of_two_ranks_in_one_group_are_refused_and_the_stream_goes_on(host, dial):
+@pytest.mark.parametrize("entities", [(RANK, RANK, "rank:job-7/4"), ("node",) * 3, ("rank:a/b/c",) * 3])
+async def test_steps_that_are_not_of_one_rank_are_refused_and_the_stream_goes_on(host, dial, entities):
     wire = Wire(dial, node="mixed")
-    await wire.open(dictionary=with_steps((RANK, RANK, "rank:job-7/4")))
+    await wire.open(dictionary=with_steps(entities))
     await wire.send(batch(1, [block([1, 2, 3], STEPS)]))
     await wire.until(lambda wire: wire.refusals)
     assert wire.refusals[0].reason == "bad_text"

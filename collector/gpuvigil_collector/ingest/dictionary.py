@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gpuvigil_collector.ingest.refusal import RefusedError, show
 from gpuvigil_collector.ingest.ring import FAST, SLOW
 from gpuvigil_protos.catalog import CATALOG
-from gpuvigil_protos.entity import is_valid_entity, kind_of
+from gpuvigil_protos.entity import is_valid_entity, job_and_rank_of, kind_of
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 _METRIC_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,99}\Z")
@@ -94,12 +94,8 @@ def _columns(group: pb.Group, seen: set[tuple[str, str]]) -> Columns:
         seen.add(name)
         known.append(at)
         names.append(name)
-    if group.steps and len(entities := {series.entity for series in group.series}) != 1:
-        raise RefusedError(
-            "bad_text", f"steps: expected the series of one rank, got those of {len(entities)}"
-        )
     return Columns(
-        steps=group.series[0].entity if group.steps else "",
+        steps=_rank_of(group) if group.steps else "",
         width=len(group.series),
         plane=FAST if group.period_ns <= _FAST_MAX_NS else SLOW,
         known=None if len(known) == len(group.series) else np.array(known, np.int32),
@@ -107,6 +103,14 @@ def _columns(group: pb.Group, seen: set[tuple[str, str]]) -> Columns:
         low=np.array([CATALOG[metric].low for metric, _ in names], np.float32),
         high=np.array([CATALOG[metric].high for metric, _ in names], np.float32),
     )
+
+
+def _rank_of(group: pb.Group) -> str:
+    entities = {series.entity for series in group.series}
+    if len(entities) != 1 or job_and_rank_of(min(entities)) is None:
+        got = show(", ".join(sorted(entities))) if entities else "nothing"
+        raise RefusedError("bad_text", f"steps: expected the series of one rank, got those of {got}")
+    return entities.pop()
 
 
 def _check_names(series: pb.Series) -> None:

@@ -183,7 +183,7 @@ class Intake:
         self._ledger.touch(session.key("metrics"))
 
     def _show(self, session: Session, block: Block) -> None:
-        """Put a live block's ticks into the ring, those in time; steps of a loop go to the brain as they are."""
+        """Put a live block's ticks into the ring, those in time; steps of a loop go to the brain."""
         values, taken_out = validate.quarantine(block.values, block.columns)
         self.counters["samples_total"] += block.values.size
         self.counters["quarantined_samples_total"] += taken_out
