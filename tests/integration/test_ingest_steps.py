@@ -61,7 +61,7 @@ async def test_steps_reach_the_brain_whole_and_are_recorded(host, dial):
 
 @pytest.mark.parametrize("entities", [(RANK, RANK, "rank:job-7/4"), ("node",) * 3, ("rank:a/b/c",) * 3])
 async def test_steps_that_are_not_of_one_rank_are_refused_and_the_stream_goes_on(host, dial, entities):
-    wire = Wire(dial, node="mixed")
+    wire = Wire(dial, node=f"mixed-{hash(entities) % 1000}")
     await wire.open(dictionary=with_steps(entities))
     await wire.send(batch(1, [block([1, 2, 3], STEPS)]))
     await wire.until(lambda wire: wire.refusals)

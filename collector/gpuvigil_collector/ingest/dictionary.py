@@ -106,11 +106,11 @@ def _columns(group: pb.Group, seen: set[tuple[str, str]]) -> Columns:
 
 
 def _rank_of(group: pb.Group) -> str:
-    entities = {series.entity for series in group.series}
+    entities: set[str] = {series.entity for series in group.series}
     if len(entities) != 1 or job_and_rank_of(min(entities)) is None:
         got = show(", ".join(sorted(entities))) if entities else "nothing"
         raise RefusedError("bad_text", f"steps: expected the series of one rank, got those of {got}")
-    return entities.pop()
+    return min(entities)
 
 
 def _check_names(series: pb.Series) -> None:
