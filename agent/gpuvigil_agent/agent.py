@@ -13,6 +13,7 @@ from gpuvigil_agent.config import AgentConfig
 from gpuvigil_agent.driver_client import DriverClient
 from gpuvigil_agent.event import AgentEvent
 from gpuvigil_agent.events import Events
+from gpuvigil_agent.hook_intake import HookIntake
 from gpuvigil_agent.host_runner import HostRunner
 from gpuvigil_agent.identity import kernel_boot_id, phase_s
 from gpuvigil_agent.kernel_reader import KernelReader
@@ -39,7 +40,8 @@ class Agent:
         directory = Path(config.spool.directory or Path(config.state_directory) / "spool")
         self.spool = Spool(directory, config.spool.size_max, config.spool.sync_interval, kernel_boot_id())
         self.driver = DriverClient(config, self._on_event, node)
-        self.collect = Collect(self.driver, HostRunner(sources.host_samplers(config, node)))
+        self.hook = HookIntake(config.hook, self._on_event, self._has_gpu)
+        self.collect = Collect(self.driver, HostRunner(sources.host_samplers(config, node)), self.hook)
         self.stream = Stream(
             config, node, self.spool, self._inventory, self.collect.batch.dictionary, self._set_flush_interval
         )
@@ -66,6 +68,7 @@ class Agent:
         await self.driver.start()
         link = asyncio.ensure_future(self.stream.run())
         self.kernel.start()
+        self.hook.start()
         if self.spool.writer.counters["unclean_starts"]:
             self._tell("the agent did not end cleanly; up to one sync interval of samples may be lost")
         self._notify.ready(self.status())
@@ -137,6 +140,9 @@ class Agent:
         return pb.Inventory(gpus=gpus, driver_version=driver.driver_version, kernel=sources.kernel_release(),
                             gpu_source=driver.source, note=driver.note)  # fmt: skip
 
+    def _has_gpu(self, uuid: str) -> bool:
+        return any(gpu.uuid == uuid for gpu in self.driver.gpus)
+
     def _gpu_by_pci(self, pci: str) -> str | None:
         return sources.uuid_at(self.driver.gpus, pci)
 
@@ -166,6 +172,8 @@ class Agent:
             link.get(stream.state, f"not connected to {address}{stream.reason and ': '}{stream.reason}"),
             f"spool {waiting} messages",
         ]
+        if self.hook.ranks:
+            parts.append(f"{len(self.hook.ranks)} training ranks")
         if self.spool.state != "ok":
             parts.append(f"spool {self.spool.state}")
         if self.kernel.up is False:
@@ -176,6 +184,7 @@ class Agent:
         """Flush, give the link a moment, then let go of everything. Each step has its own bound."""
         self.flush()
         self.kernel.stop()
+        self.hook.stop()
         if self.stream.connected:
             await asyncio.sleep(_DRAIN_S / 4)
         link.cancel()

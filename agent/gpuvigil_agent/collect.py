@@ -17,6 +17,7 @@ from gpuvigil_agent.schedule import Tick
 
 if TYPE_CHECKING:
     from gpuvigil_agent.driver_client import DriverClient
+    from gpuvigil_agent.hook_intake import HookIntake
 
 _HOUSEKEEPING_TICKS: Final = 60
 _FORGET_RATES_S: Final = 300.0
@@ -25,10 +26,11 @@ _FORGET_RATES_S: Final = 300.0
 class Collect:
     """Owns what a tick touches."""
 
-    def __init__(self, driver: DriverClient, host: HostRunner) -> None:
-        self.driver, self.host = driver, host
+    def __init__(self, driver: DriverClient, host: HostRunner, hook: HookIntake) -> None:
+        self.driver, self.host, self.hook = driver, host, hook
         self.batch, self.latest, self.rates = BatchBuilder(), Latest(), Rates()
         self.implausible = 0
+        self._newest: dict[str, list[Sample]] = {}
 
     async def tick(self, tick: Tick) -> None:
         """Read everything due and add it to the batch under the tick's time."""
@@ -44,11 +46,25 @@ class Collect:
         for period_s, samples in self._gpu_by_period(gpu).items():
             self.latest.put(f"gpu {period_s:g}", period_s, now_s, samples)
             by_period.setdefault(period_s, []).extend(self.rates.for_wire(samples, now_s))
+        by_period.setdefault(1.0, []).extend(self._ranks(now_s))
         for period_s, samples in by_period.items():
             self.batch.add(tick.time_ns, now_s, period_s, samples)
         if tick.number % _HOUSEKEEPING_TICKS == 0:
             self.batch.forget(now_s)
             self.rates.forget_before(now_s - _FORGET_RATES_S)
+
+    def _ranks(self, now_s: float) -> list[Sample]:
+        """Take in the training loops: each ended step as a row of its own, and how every rank is now."""
+        if not self.hook.ranks and not self._newest:
+            return []
+        samples, steps = self.hook.read()
+        for name, step in steps:
+            self.batch.add_step(name, step.end_ns, now_s, step.samples)
+            self._newest[name] = step.samples
+        self._newest = {name: self._newest[name] for name in self.hook.ranks if name in self._newest}
+        newest = [s for kept in self._newest.values() for s in kept if s.value == s.value]
+        self.latest.put("hook", 1.0, now_s, [*samples, *newest])
+        return samples
 
     def _gpu_by_period(self, samples: list[Sample]) -> dict[float, list[Sample]]:
         found: dict[float, list[Sample]] = {}

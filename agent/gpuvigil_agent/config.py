@@ -35,6 +35,13 @@ class Host(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
     filesystems: list[str] = msgspec.field(default_factory=list)
 
 
+class Hook(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Where training processes register; an empty path turns it off. ranks_max: at most this many a node."""
+
+    socket: str = "/run/gpuvigil/hook.sock"
+    ranks_max: Annotated[int, msgspec.Meta(ge=1, le=50)] = 32
+
+
 class Spool(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The write-ahead log on this node. An empty directory means state_directory/spool."""
 
@@ -71,6 +78,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
     collector: Collector = Collector()
     gpu: Gpu = Gpu()
     host: Host = Host()
+    hook: Hook = Hook()
     spool: Spool = Spool()
     metrics: Metrics = Metrics()
     tls: Tls = Tls()

@@ -15,7 +15,7 @@ from gpuvigil_agent.metrics_server import MetricsServer
 from gpuvigil_agent.samplers.base import Sample
 from gpuvigil_protos import catalog
 from gpuvigil_protos.catalog import Metric
-from gpuvigil_protos.entity import gpu_uuid_of
+from gpuvigil_protos.entity import gpu_uuid_of, job_and_rank_of
 from gpuvigil_protos.settings import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ REASONS: Final = (
 _LABELS: Final = {
     "node": ("node",), "gpu": ("node", "gpu", "uuid"), "nvlink": ("node", "gpu", "uuid", "link"),
     "disk": ("node", "device"), "filesystem": ("node", "mountpoint"), "interface": ("node", "interface_name"),
+    "rank": ("node", "training_job", "rank"),
 }  # fmt: skip
 
 
@@ -90,6 +91,9 @@ def labels_of(metric: Metric, node: str, entity: str, indices: dict[str, str]) -
     if uuid is not None:
         link = (entity.rpartition("/")[2],) if metric.entity_kind == "nvlink" else ()
         return (node, indices.get(uuid, ""), uuid, *link)
+    ranked = job_and_rank_of(entity)
+    if ranked is not None:
+        return (node, ranked[0], str(ranked[1]))
     rest = entity.partition(":")[2]
     return (node, rest) if rest else (node,)
 

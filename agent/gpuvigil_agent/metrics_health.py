@@ -42,6 +42,7 @@ def health_families(agent: Agent) -> Iterator[Family]:
     yield from _spool(agent)
     yield from _ledger(agent)
     yield from _stream(agent)
+    yield from _hook(agent)
     yield counter(
         agent, "driver_events", "Counters of the driver process.", named(agent.driver.counters), "what"
     )
@@ -53,6 +54,19 @@ def health_families(agent: Agent) -> Iterator[Family]:
     )
     yield counter(agent, "events", "Events made, by kind and origin.",
                   [(key, n) for key, n in list(agent.events.made.items())], "kind", "origin")  # fmt: skip
+
+
+def _hook(agent: Agent) -> Iterator[Family]:
+    hook = agent.hook
+    yield gauge(agent, "hook_ranks", "Training processes that are registered.", [((), len(hook.ranks))])
+    yield counter(agent, "hook_registrations", "Registrations taken.", [((), hook.registered)])
+    yield counter(
+        agent, "hook_refused", "Registrations and claims refused, by reason.", named(hook.refused), "reason"
+    )
+    yield counter(
+        agent, "hook_faults", "Wrong uses of the hook and what its ring lost, by rank.",
+        list(hook.faults().items()), "training_job", "rank", "kind",
+    )  # fmt: skip
 
 
 def _samplers(agent: Agent) -> Iterator[Family]:

@@ -1,0 +1,53 @@
+"""The bytes that hook and agent share: a ring of steps that the hook writes, a page that the agent writes.
+
+All numbers are little-endian, every field lies on its own size. A record is valid while its index stands at
+both of its ends; the hook clears the first, writes the rest, sets the last, then the first. Times are
+CLOCK_MONOTONIC of the machine (the same for both sides, in containers too) unless a name says wall.
+"""
+
+from __future__ import annotations
+
+import struct
+
+MAGIC = b"GPUVRING"
+VERSION = 1
+PAGE = 4096
+CAPACITY = 1024
+IDENTITY_MAX = 3500
+
+# Order is the wire: a name's place is its code, 0 is no phase.
+PHASES = ("none", "data", "forward", "backward", "optimizer", "checkpoint", "eval", "init", "compile")
+# What a loop did wrong, or what we had to leave out; each a counter in the live block.
+FAULTS = (
+    "nested_step", "log_outside_step", "bad_value", "unknown_phase", "other_thread", "second_monitor",
+    "value_dropped", "internal",
+)  # fmt: skip
+
+FLAG_FIRST, FLAG_LOSS, FLAG_GRADIENT, FLAG_EVAL, FLAG_CHECKPOINT = 1, 2, 4, 8, 16
+
+# magic, version, capacity, record size, pid as the process sees itself, generation, made at (monotonic, wall)
+HEADER = struct.Struct("<8sIIIIQqq")
+# length of the JSON text that follows
+IDENTITY = struct.Struct("<I")
+# sequence (odd while written), records written, step, its start or 0, phase, unused, phase since, last end
+LIVE = struct.Struct("<QQqqIIqq")
+LIVE_BODY = struct.Struct("<QqqIIqq")
+FAULT_COUNTS = struct.Struct("<%dI" % len(FAULTS))
+HEARTBEAT = struct.Struct("<q")
+# index + 1, step, end (wall), end (monotonic), flags, micro-steps, seconds, 8 phases, tokens, loss, gradient
+# norm, device memory allocated, index + 1 again
+RECORD = struct.Struct("<QqqqII" + "d" * 13 + "Q")
+RECORD_BODY = struct.Struct("<qqqII" + "d" * 13 + "Q")
+
+IDENTITY_AT = 256
+LIVE_AT = PAGE
+FAULTS_AT = LIVE_AT + 256
+HEARTBEAT_AT = LIVE_AT + 512
+RECORDS_AT = 2 * PAGE
+SIZE = RECORDS_AT + CAPACITY * RECORD.size
+
+CONTROL_MAGIC = b"GPUVCTRL"
+# magic, version, unused, save requests so far, deadline (wall), fence generation, request id
+CONTROL = struct.Struct("<8sIIQqQ32s")
+CONTROL_REQUESTS_AT = 16
+CONTROL_SIZE = PAGE

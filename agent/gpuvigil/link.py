@@ -1,0 +1,110 @@
+"""The hook's thread: beats twice a second, and keeps this process registered with the node's agent.
+
+A SOCK_SEQPACKET connection carries one JSON message with the ring's and the control page's descriptors; its
+end tells each side at once that the other is gone, and the hook registers anew. Nothing here is waited for by
+the loop; a missing agent costs one failed connect at growing intervals.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import random
+import socket
+import threading
+import time
+from array import array
+from typing import Any, Dict, Optional
+
+from gpuvigil.identity import identity
+from gpuvigil.ring import Control, Ring
+
+DEFAULT_SOCKET = "/run/gpuvigil/hook.sock"
+PROTOCOL = 1
+BEAT_S = 0.5
+RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0
+TIMEOUT_S = 2.0
+_MESSAGE_MAX = 4096
+
+
+class Link(threading.Thread):
+    """Daemon thread of one process; a forked child does not have it."""
+
+    def __init__(self, ring: Ring, control: Control) -> None:
+        super().__init__(name="gpuvigil", daemon=True)
+        self._ring, self._control = ring, control
+        self._socket: Optional[socket.socket] = None
+        self._retry_at, self._retry_s = 0.0, RETRY_MIN_S
+        self._pid = os.getpid()
+        self.registered = False
+        self.refused = ""
+        atexit.register(self._say_exit)
+
+    def run(self) -> None:
+        """Beat, connect, listen; what goes wrong is tried again, never told to the loop."""
+        while True:
+            self._ring.beat()
+            try:
+                self._tend()
+            except (OSError, ValueError):
+                self._drop()
+            time.sleep(BEAT_S)
+
+    def _tend(self) -> None:
+        if self._socket is None and time.monotonic() >= self._retry_at:
+            self._connect()
+        if self._socket is not None:
+            self._listen(self._socket)
+
+    def _connect(self) -> None:
+        self._retry_at = time.monotonic() + self._retry_s * random.uniform(0.5, 1.0)
+        self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)
+        path = os.environ.get("GPUVIGIL_SOCKET", DEFAULT_SOCKET)
+        if not path.startswith("/"):
+            return
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            made.settimeout(TIMEOUT_S)
+            made.connect(path)
+            known = identity()
+            self._ring.identify(known)
+            self._send(made, known)
+            answer = json.loads(made.recv(_MESSAGE_MAX) or b"{}")
+        except BaseException:
+            made.close()
+            raise
+        if isinstance(answer, dict) and answer.get("ok"):
+            made.setblocking(False)
+            self._socket, self.registered, self._retry_s = made, True, RETRY_MIN_S
+        else:
+            made.close()
+            self.refused = str(answer.get("refused", ""))[:200] if isinstance(answer, dict) else ""
+
+    def _send(self, made: socket.socket, known: Dict[str, Any]) -> None:
+        message = json.dumps({"protocol": PROTOCOL, "generation": self._ring.generation, "identity": known})
+        files = array("i", [self._ring.fd, self._control.fd])
+        made.sendmsg([message.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+
+    def _listen(self, made: socket.socket) -> None:
+        """Notice the agent's end; what it says beyond that is for later versions."""
+        try:
+            if made.recv(_MESSAGE_MAX):
+                return
+        except BlockingIOError:
+            return
+        self._drop()
+
+    def _drop(self) -> None:
+        made, self._socket, self.registered = self._socket, None, False
+        if made is not None:
+            made.close()
+
+    def _say_exit(self) -> None:
+        """Tell the agent that the process ends by its own will; a forked child is not this process."""
+        made = self._socket
+        if made is None or os.getpid() != self._pid:
+            return
+        with contextlib.suppress(OSError):
+            made.send(b'{"event":"exit"}')

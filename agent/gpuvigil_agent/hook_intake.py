@@ -1,0 +1,248 @@
+"""Where training processes register: a socket on the agent's loop, and the ranks that are registered now.
+
+Nothing a process sends can hold up a tick: connections are non-blocking and few, a registration has 2 s,
+rings are mapped and read. A rank belongs to the uid and the workload (control group) that the kernel names; a
+process of another one cannot take its name or its GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gpuvigil import ring_read
+from gpuvigil_agent import hook_peer
+from gpuvigil_agent.config import Hook
+from gpuvigil_agent.event import AgentEvent, EventKind
+from gpuvigil_agent.hook_peer import Refused, Registration
+from gpuvigil_agent.hook_rank import Clocks, Rank, Step
+from gpuvigil_agent.samplers.base import Sample
+from gpuvigil_protos import log
+
+WITHIN_S: Final = 2.0
+_CONNECTIONS_MAX: Final = 128
+_MESSAGES_MAX: Final = 100
+_log = log.get("hook")
+
+
+class HookIntake:
+    """Call `start` on the loop, `ranks` each tick, `stop` at the end."""
+
+    def __init__(
+        self, config: Hook, on_event: Callable[[AgentEvent], None], has_gpu: Callable[[str], bool]
+    ) -> None:
+        self._config, self._on_event, self._has_gpu = config, on_event, has_gpu
+        self._listener: socket.socket | None = None
+        self._open: set[socket.socket] = set()
+        self.ranks: dict[str, Rank] = {}
+        self.refused: Counter[str] = Counter()
+        self.registered = 0
+        self.note = ""
+
+    def start(self) -> None:
+        """Listen. A folder that is not there or not ours is said, and the rest of the agent goes on."""
+        if not self._config.socket:
+            return
+        path = Path(self._config.socket)
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_socket():
+                    path.unlink()
+            made.bind(str(path))
+            path.chmod(0o666)  # every user's jobs may register; who they are the kernel says
+            made.listen(64)
+        except OSError as error:
+            made.close()
+            self.note = f"{path}: {error.strerror or error}"
+            _log.warning("hook_socket_absent", path=str(path), reason=error.strerror or str(error))
+            return
+        self._listener = made
+        asyncio.get_running_loop().add_reader(made, self._accept, made)
+
+    def stop(self) -> None:
+        """Close everything; the processes register again with the next agent."""
+        loop = asyncio.get_running_loop()
+        if self._listener is not None:
+            loop.remove_reader(self._listener)
+            self._listener.close()
+            with contextlib.suppress(OSError):
+                Path(self._config.socket).unlink()
+        for connection in list(self._open):
+            self._close(connection)
+        for rank in list(self.ranks.values()):
+            loop.remove_reader(rank.pidfd)
+            rank.close()
+        self.ranks.clear()
+
+    # --- connections
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            if len(self._open) >= _CONNECTIONS_MAX:
+                self.refused["too_many_connections"] += 1
+                connection.close()
+                return
+            self._open.add(connection)
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(WITHIN_S, self._close, connection)
+            loop.add_reader(connection, self._first, connection, timer)
+
+    def _close(self, connection: socket.socket) -> None:
+        if connection in self._open:
+            self._open.discard(connection)
+            asyncio.get_running_loop().remove_reader(connection)
+            connection.close()
+
+    def _first(self, connection: socket.socket, timer: asyncio.TimerHandle) -> None:
+        """Take the registration, or refuse it with a sentence and a counter."""
+        timer.cancel()
+        files: list[int] = []
+        try:
+            data, files = hook_peer.receive(connection)
+            rank = self._register(connection, data, files) if data else None
+        except Refused as refused:
+            self.refused[refused.reason] += 1
+            _log.warning("registration_refused", reason=refused.reason, detail=str(refused))
+            hook_peer.answer(connection, {"refused": str(refused)})
+            rank = None
+        except OSError:
+            rank = None
+        finally:
+            hook_peer.close_all(files)
+        if rank is None:
+            self._close(connection)
+            return
+        hook_peer.answer(connection, {"ok": True})
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(connection)
+        loop.add_reader(connection, self._next, connection, rank, [0])
+
+    def _next(self, connection: socket.socket, rank: Rank, count: list[int]) -> None:
+        """Take a word of a registered process; its end is told by the pidfd, not by the connection's."""
+        count[0] += 1
+        try:
+            data, files = hook_peer.receive(connection)
+            hook_peer.close_all(files)
+        except BlockingIOError:
+            return
+        except (OSError, Refused):
+            data = b""
+        rank.exit_said |= data == b'{"event":"exit"}'
+        if not data or count[0] > _MESSAGES_MAX:
+            self._close(connection)
+
+    # --- ranks
+
+    def read(self) -> tuple[list[Sample], list[tuple[str, Step]]]:
+        """Read every rank once: how it is now, and the steps that it ended since the last call."""
+        now = clocks()
+        samples: list[Sample] = []
+        steps: list[tuple[str, Step]] = []
+        for rank in list(self.ranks.values()):
+            samples += rank.sample(now)
+            steps += [(rank.entity, step) for step in rank.steps(now)]
+        return samples, steps
+
+    def faults(self) -> dict[tuple[str, str, str], int]:
+        """Return what loops did wrong and rings lost: (job, rank, kind) -> how often."""
+        found = {}
+        for rank in list(self.ranks.values()):
+            counts = ring_read.faults(rank.ring) | {"steps_lost": rank.lost, "corrupt": rank.corrupt}
+            who = (rank.identity.job, str(rank.identity.rank))
+            found |= {(*who, kind): count for kind, count in counts.items() if count}
+        return found
+
+    def _register(self, connection: socket.socket, data: bytes, files: list[int]) -> Rank:
+        found = hook_peer.parse(data)
+        if len(files) != 2:
+            raise Refused("bad_file", f"descriptors: expected ring and control page, got {len(files)}")
+        peer = hook_peer.peer_of(connection)
+        ring, control = hook_peer.map_ring(files[0]), hook_peer.map_control(files[1])
+        try:
+            if ring_read.header(ring).generation != found.generation:
+                raise Refused("bad_file", "ring: expected the generation of the message")
+            pidfd = os.pidfd_open(peer.pid)
+        except ring_read.LayoutError as error:
+            raise Refused("bad_file", f"ring: {error}") from None
+        except OSError:
+            raise Refused("gone", f"process {peer.pid}: it has ended") from None
+        identity = self._own_gpu(found, peer)
+        rank = Rank(peer, identity, found.generation, ring, control, pidfd)
+        try:
+            self._admit(rank)
+        except Refused:
+            rank.close()
+            raise
+        return rank
+
+    def _own_gpu(self, found: Registration, peer: hook_peer.Peer) -> hook_peer.Identity:
+        """Drop a GPU claim that another workload's live rank has, or that this node does not have."""
+        claim, owner = found.identity.gpu, (peer.uid, peer.workload)
+        if not claim:
+            return found.identity
+        others = [r for r in self.ranks.values() if r.identity.gpu == claim]
+        if all((r.peer.uid, r.peer.workload) == owner for r in others) and self._has_gpu(claim):
+            return found.identity
+        self.refused["gpu_claim"] += 1
+        _log.warning("gpu_claim_refused", gpu=claim, uid=peer.uid, job=found.identity.job)
+        return msgspec.structs.replace(found.identity, gpu="")
+
+    def _admit(self, rank: Rank) -> None:
+        """Take a rank in, in the place of its own older registration. Raises Refused."""
+        old = self.ranks.get(rank.entity)
+        mine = (rank.peer.uid, rank.peer.workload)
+        if old is not None and (old.peer.uid, old.peer.workload) != mine:
+            raise Refused("rank_claim", f"{rank.entity}: a process of another user or workload has this name")
+        uids = sum(r.peer.uid == rank.peer.uid for r in self.ranks.values())
+        if old is None and (len(self.ranks) >= self._config.ranks_max or uids >= self._config.ranks_max - 1):
+            raise Refused("too_many_ranks", f"ranks: expected at most {self._config.ranks_max} on this node")
+        if old is not None:
+            if old.generation == rank.generation:
+                rank.resume_from(old)
+                self._forget(old)
+            else:
+                self._end(old, "replaced")
+        self.ranks[rank.entity] = rank
+        self.registered += 1
+        asyncio.get_running_loop().add_reader(rank.pidfd, self._process_ended, rank)
+        self._tell("rank_up", rank, rank.up_fields())
+
+    def _process_ended(self, rank: Rank) -> None:
+        self._end(rank, "exit" if rank.exit_said else "died")
+
+    def _end(self, rank: Rank, reason: str) -> None:
+        """Say what became of a rank."""
+        self._tell("rank_down", rank, rank.down_fields(reason, clocks()))
+        self._forget(rank)
+
+    def _forget(self, rank: Rank) -> None:
+        asyncio.get_running_loop().remove_reader(rank.pidfd)
+        if self.ranks.get(rank.entity) is rank:
+            del self.ranks[rank.entity]
+        rank.close()
+
+    def _tell(self, kind: EventKind, rank: Rank, fields: dict[str, str]) -> None:
+        verb = "registered" if kind == "rank_up" else f"ended ({fields['reason']}) in step {fields['step']}"
+        self._on_event(
+            AgentEvent(
+                time_ns=time.time_ns(), kind=kind, origin="job", entity=rank.entity,
+                text=f"rank {rank.identity.rank} of job {rank.identity.job} {verb}", fields=fields,
+            )
+        )  # fmt: skip
+
+
+def clocks() -> Clocks:
+    """Read both clocks."""
+    return Clocks(time.monotonic_ns(), time.time_ns())

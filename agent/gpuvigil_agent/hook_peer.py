@@ -1,0 +1,156 @@
+"""Who registered: uid, process and workload as the kernel says them, and what the process claims, checked.
+
+Source: SO_PEERCRED [pid, uid of connect()], /proc/PID/cgroup, descriptors by SCM_RIGHTS. The claims are JSON
+of another user's process and hostile until checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import re
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from gpuvigil import layout
+from gpuvigil_protos.entity import is_valid_job
+
+MESSAGE_MAX: Final = 8192
+_CREDENTIALS: Final = struct.Struct("3i")
+# a workload is what one scheduler started together: Slurm's job, Kubernetes' pod, else the group itself
+_WORKLOAD: Final = re.compile(
+    r"^(.*?/job_\d+|.*?/(?:kubepods)?[^/]*pod[0-9a-f][0-9a-f_-]{31,}(?:\.slice)?)(?:/|$)"
+)
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+_Word = Annotated[str, msgspec.Meta(max_length=128)]
+
+
+class Refused(Exception):  # noqa: N818 - an outcome that is told, not an error of ours
+    """The registration is not taken; the text goes back to the process, `reason` is the counter's word."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a process says of itself; fields that this agent does not know are ignored."""
+
+    job: _Word
+    rank: _Count = 0
+    local_rank: _Count = 0
+    world_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    restart: _Count = 0
+    launcher: _Word = ""
+    program: _Word = ""
+    gpu: _Word = ""
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """The first message of a connection."""
+
+    protocol: int
+    generation: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+    identity: Identity
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """What the kernel says of the process at the other end. workload is "" where /proc does not tell."""
+
+    pid: int
+    uid: int
+    workload: str
+
+
+def peer_of(connection: socket.socket, proc: Path = Path("/proc")) -> Peer:
+    """Ask the kernel who connected."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    text = ""
+    with contextlib.suppress(OSError):
+        text = (proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace")
+    return Peer(pid, uid, workload_of(text))
+
+
+def workload_of(cgroup: str) -> str:
+    """Return the workload that a /proc/PID/cgroup names: its deepest path, cut at the scheduler's unit."""
+    paths = [line.split(":", 2)[2] for line in cgroup.splitlines() if line.count(":") >= 2]
+    deepest = max(paths, key=lambda path: (path.count("/"), len(path)), default="")
+    found = _WORKLOAD.match(deepest)
+    return found[1] if found else deepest
+
+
+def parse(message: bytes) -> Registration:
+    """Check a registration. Raises Refused."""
+    try:
+        found = msgspec.json.decode(message, type=Registration)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise Refused("bad_message", f"registration: {str(error)[:150]}") from None
+    if found.protocol != 1:
+        raise Refused("bad_protocol", f"protocol: expected 1, got {found.protocol}")
+    if not is_valid_job(found.identity.job):
+        raise Refused("bad_name", "identity.job: expected letters, digits and ._:+-")
+    if found.identity.rank >= found.identity.world_size:
+        size, rank = found.identity.world_size, found.identity.rank
+        raise Refused("bad_rank", f"identity.rank: expected less than world_size {size}, got {rank}")
+    return found
+
+
+def map_ring(fd: int) -> mmap.mmap:
+    """Map a process's ring for reading. Raises Refused where it could shrink under us."""
+    _check_file(fd, layout.SIZE, "ring")
+    return _map(fd, layout.SIZE, mmap.PROT_READ, "ring")
+
+
+def map_control(fd: int) -> mmap.mmap:
+    """Map the page that we write. Raises Refused."""
+    _check_file(fd, layout.CONTROL_SIZE, "control page")
+    return _map(fd, layout.CONTROL_SIZE, mmap.PROT_READ | mmap.PROT_WRITE, "control page")
+
+
+def _map(fd: int, size: int, protection: int, what: str) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, size, mmap.MAP_SHARED, protection)
+    except (OSError, ValueError) as error:
+        raise Refused("bad_file", f"{what}: cannot be mapped: {error}") from None
+
+
+def _check_file(fd: int, size: int, what: str) -> None:
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+        raise Refused("bad_file", f"{what}: expected a file of {size} bytes, got {found.st_size}")
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if not seals & fcntl.F_SEAL_SHRINK:
+        raise Refused("bad_file", f"{what}: expected a memfd sealed against shrinking")
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive one message and its descriptors, which the caller closes. Raises BlockingIOError, OSError."""
+    data, files, flags, _ = socket.recv_fds(connection, MESSAGE_MAX, 4)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        close_all(files)
+        raise Refused("bad_message", f"registration: expected at most {MESSAGE_MAX} bytes and 4 descriptors")
+    return data, files
+
+
+def close_all(files: list[int]) -> None:
+    """Close descriptors that a peer sent."""
+    for fd in files:
+        os.close(fd)
+
+
+def answer(connection: socket.socket, body: dict[str, Any]) -> None:
+    """Tell the process what became of its registration; one that does not listen is no fault of ours."""
+    with contextlib.suppress(OSError):
+        connection.send(msgspec.json.encode(body))

@@ -1,0 +1,196 @@
+"""The hook of a real process, a real agent, a real ingest: steps arrive, ends are told, liars are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from integration.agent_process import AgentProcess, ended
+from integration.ingest_host import Host, until
+from integration.stack import environment
+
+from gpuvigil import layout
+from gpuvigil.ring import Control, Ring
+
+LOOP = """
+import sys, time
+from gpuvigil import monitor
+for number in range(int(sys.argv[1])):
+    with monitor.phase("data"):
+        time.sleep(0.01)
+    with monitor.step() as step:
+        with monitor.phase("forward"):
+            time.sleep(0.04)
+        step.log(loss=2.0 / (number + 1), tokens=512)
+"""
+WITHIN_S = 40
+REFUSED = 'gpuvigil_agent_hook_refused_total{node="n1",'
+
+
+class Stack:
+    """One ingest, one agent with its hook socket, and the loops that a test starts."""
+
+    def __init__(self, folder: Path, host: Host) -> None:
+        self.host, self.path = host, folder / "hook.sock"
+        port = int(host.address.rpartition(":")[2])
+        self.agent = AgentProcess(folder, port, f'[hook]\nsocket = "{self.path}"')
+        self.loops: list[subprocess.Popen[bytes]] = []
+        self.events: list = []
+        self.steps: list = []
+
+    def loop(
+        self, rank: int = 0, steps: int = 100_000, code: str = LOOP, **more: str
+    ) -> subprocess.Popen[bytes]:
+        env = environment() | {"GPUVIGIL_SOCKET": str(self.path), "GPUVIGIL_JOB": "j1", "RANK": str(rank),
+                               "WORLD_SIZE": "2"} | more  # fmt: skip
+        process = subprocess.Popen([sys.executable, "-c", code, str(steps)], env=env)
+        self.loops.append(process)
+        return process
+
+    def look(self) -> None:
+        snapshot = self.host.store.snapshot(time.time_ns())
+        self.events += snapshot.events
+        self.steps += snapshot.steps
+
+    def told(self, kind: str, rank: int = 0) -> list:
+        self.look()
+        return [event for event in self.events if (event.kind, event.entity) == (kind, f"rank:j1/{rank}")]
+
+    def rows(self, metric: str, rank: int = 0) -> list[float]:
+        self.look()
+        found = [rows for rows in self.steps if rows.entity == f"rank:j1/{rank}"]
+        return [float(v) for rows in found for v in rows.values[:, rows.metrics.index(metric)]]
+
+
+@asynccontextmanager
+async def stack(folder: Path) -> AsyncIterator[Stack]:
+    with Host(folder / "collector") as host:
+        made = Stack(folder, host)
+        made.agent.start()
+        try:
+            await until(made.path.exists, "the hook's socket", WITHIN_S)
+            yield made
+        finally:
+            for process in (*made.loops, made.agent.process):
+                if process.poll() is None:
+                    process.kill()
+                process.wait(10)
+
+
+async def test_two_ranks_from_first_step_to_their_ends(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        first, second = made.loop(0), made.loop(1, steps=60)
+        await until(lambda: len(made.rows("rank_step")) > 20, "steps of rank 0", WITHIN_S)
+        numbers = made.rows("rank_step")
+        assert numbers == list(range(int(numbers[0]), int(numbers[0]) + len(numbers))), "each step once"
+        assert all(0.04 <= seconds < 1 for seconds in made.rows("rank_step_seconds"))
+        assert all(0.03 < seconds < 1 for seconds in made.rows("rank_forward_seconds"))
+        assert made.rows("rank_tokens")[0] == 512
+        [up] = made.told("rank_up")
+        assert (up.origin, up.fields["world_size"], up.fields["uid"]) == ("job", "2", str(os.getuid()))
+        assert made.agent.metric('gpuvigil_rank_step{node="n1",rank="0",training_job="j1"}') >= 20
+        assert 0 < made.agent.metric('gpuvigil_rank_loss{node="n1",rank="0",training_job="j1"}') < 0.1
+        assert second.wait(30) == 0
+        await until(lambda: made.told("rank_down", 1), "the end of rank 1", 10)
+        assert made.told("rank_down", 1)[0].fields["reason"] == "exit"
+        began = time.monotonic()
+        first.send_signal(signal.SIGKILL)
+        await until(lambda: made.told("rank_down"), "the death of rank 0", 6)
+        assert time.monotonic() - began < 6, "promised within 2 s"
+        down = made.told("rank_down")[0]
+        assert (down.fields["reason"], down.fields["phase"]) in {("died", "forward"), ("died", "data")}
+        assert float(down.fields["step"]) >= 20
+
+
+async def test_a_new_agent_gets_the_same_ring_and_no_step_twice(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        made.loop(0)
+        await until(lambda: len(made.rows("rank_step")) > 10, "steps", WITHIN_S)
+        made.agent.process.send_signal(signal.SIGTERM)
+        assert await ended(made.agent.process, 10) == 0
+        made.agent.start()
+        before = len(made.rows("rank_step"))
+        await until(
+            lambda: len(made.rows("rank_step")) > before + 40, "steps through the new agent", WITHIN_S
+        )
+        numbers = made.rows("rank_step")
+        assert len(made.told("rank_up")) == 2
+        assert sorted(set(numbers)) == list(range(int(max(numbers)) + 1)), "the ring kept what was missed"
+
+
+def register(path: Path, message: bytes, fds: list[int]) -> dict:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as made:
+        made.settimeout(5)
+        made.connect(str(path))
+        made.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else [])
+        return json.loads(made.recv(4096) or b"{}")
+
+
+def claim(ring: Ring, **identity: object) -> bytes:
+    who = {"job": "j1", "rank": 0, "world_size": 2} | identity
+    return json.dumps({"protocol": 1, "generation": ring.generation, "identity": who}).encode()
+
+
+async def test_liars_are_refused_with_a_sentence_and_the_honest_go_on(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        made.loop(0)
+        await until(lambda: made.told("rank_up"), "the honest rank", WITHIN_S)
+        ring, control = Ring(), Control()
+        both = [ring.fd, control.fd]
+        shrinkable = os.memfd_create("x")
+        os.ftruncate(shrinkable, layout.SIZE)
+        cases = {
+            "bad_message": [(b"no json", both), (b'{"protocol": 1}', both), (b"[" * 5000, both)],
+            "bad_protocol": [(claim(ring).replace(b'"protocol": 1', b'"protocol": 9'), both)],
+            "bad_name": [(claim(ring, job="../etc"), both), (claim(ring, job="a b"), both)],
+            "bad_rank": [(claim(ring, rank=7), both)],
+            "bad_file": [
+                (claim(ring), []), (claim(ring), [ring.fd]), (claim(ring), [control.fd, ring.fd]),
+                (claim(ring), [shrinkable, control.fd]), (claim(Ring()), both),
+            ],
+        }  # fmt: skip
+        for reason, tries in cases.items():
+            for message, fds in tries:
+                answer = await asyncio.to_thread(register, made.path, message, fds)
+                assert answer.get("refused"), (reason, message, answer)
+            await until(
+                lambda r=reason: made.agent.metric(f'{REFUSED}reason="{r}"}}')
+                == len(cases[r]), f"{reason} counted", 10,
+            )  # fmt: skip
+        before = len(made.rows("rank_step"))
+        await until(lambda: len(made.rows("rank_step")) > before + 10, "the honest rank goes on", WITHIN_S)
+
+
+@pytest.mark.needs_root
+async def test_another_user_cannot_take_a_ranks_name(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        made.loop(0)
+        await until(lambda: made.told("rank_up"), "the honest rank", WITHIN_S)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for folder in (tmp_path, *tmp_path.parents):
+                    if folder.owner() == "root" and str(folder).startswith("/tmp/"):
+                        folder.chmod(0o755)
+                ring, control = Ring(), Control()
+                os.setuid(65534)
+                answer = register(made.path, claim(ring), [ring.fd, control.fd])
+                status = 0 if "another user" in answer.get("refused", "") else 2
+            finally:
+                os._exit(status)
+        _, ended_with = await asyncio.to_thread(os.waitpid, pid, 0)
+        assert os.waitstatus_to_exitcode(ended_with) == 0
+        await until(lambda: made.agent.metric(f'{REFUSED}reason="rank_claim"}}') == 1, "counted", 10)
+        assert len(made.told("rank_up")) == 1
