@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -55,9 +56,7 @@ class HookIntake:
         path = Path(self._config.socket)
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_socket():
-                    path.unlink()
+            _clear(path)
             made.bind(str(path))
             path.chmod(0o666)  # every user's jobs may register; who they are the kernel says
             made.listen(64)
@@ -157,7 +156,7 @@ class HookIntake:
 
     def faults(self) -> dict[tuple[str, str, str], int]:
         """Return what loops did wrong and rings lost: (job, rank, kind) -> how often."""
-        found = {}
+        found: dict[tuple[str, str, str], int] = {}
         for rank in list(self.ranks.values()):
             counts = ring_read.faults(rank.ring) | {"steps_lost": rank.lost, "corrupt": rank.corrupt}
             who = (rank.identity.job, str(rank.identity.rank))
@@ -241,6 +240,21 @@ class HookIntake:
                 text=f"rank {rank.identity.rank} of job {rank.identity.job} {verb}", fields=fields,
             )
         )  # fmt: skip
+
+
+def _clear(path: Path) -> None:
+    """Remove the socket of an agent that is gone. Raises OSError where one listens: it keeps its ranks."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "another agent listens there")
 
 
 def clocks() -> Clocks:

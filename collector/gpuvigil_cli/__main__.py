@@ -18,7 +18,7 @@ from rich.console import Console
 
 from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity
 from gpuvigil_cli.demo.run import Options, run_demo
-from gpuvigil_cli.show import show_incidents, show_nodes, show_status
+from gpuvigil_cli.show import show_incidents, show_jobs, show_nodes, show_status
 from gpuvigil_cli.why import show_why
 
 app = typer.Typer(
@@ -54,10 +54,12 @@ def status(
     """How the collector and its fleet are. Exit status 1 when degraded."""
     with _client(url, ca, cert, key) as client:
         health = client.get("/api/v1/health")
+        running = client.items("/api/v1/jobs") if health.get("jobs_running") else []
     if as_json:
-        _print_json(health)
+        _print_json(health | {"jobs": running})
     else:
         show_status(_console(), health)
+        show_jobs(_console(), [row for row in running if row.get("state") == "running"])
     if health.get("state") == "degraded":
         raise typer.Exit(1)
 
@@ -73,6 +75,21 @@ def nodes(
         _print_json({"version": 1, "items": items})
     else:
         show_nodes(_console(), items, time.time_ns())
+
+
+@app.command()
+def jobs(
+    url: Url = DEFAULT_URL, ca: Ca = "", cert: Cert = "", key: Key = "", as_json: AsJson = False
+) -> None:
+    """List the training jobs: ranks, step, time a step and its phases, loss."""
+    with _client(url, ca, cert, key) as client:
+        items = client.items("/api/v1/jobs")
+    if as_json:
+        _print_json({"version": 1, "items": items})
+    elif items:
+        show_jobs(_console(), items)
+    else:
+        _console().print("no training job has registered; two lines in its loop do it: README, Training jobs")
 
 
 @app.command()

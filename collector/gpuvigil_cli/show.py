@@ -50,6 +50,34 @@ def _learning(health: Json) -> str:
     return f" (statistics are learning until {clock(until)}, {left} more; facts notify already)"
 
 
+def show_jobs(console: Console, jobs: list[Json]) -> None:
+    """Print one row a job; nothing where there is none."""
+    if not jobs:
+        return
+    rows = table("JOB", "STATE", "RANKS", "STEP", "S/STEP", "LOSS", "PHASES, INCIDENTS")
+    for job in jobs:
+        seconds, loss = job.get("step_seconds"), job.get("loss")
+        rows.add_row(
+            markup(job.get("job", ""), 60),
+            markup(job.get("state", ""), 20),
+            f"{markup(job.get('ranks_up', 0), 8)}/{markup(job.get('ranks', 0), 8)}",
+            markup("-" if job.get("step") is None else job["step"], 20),
+            "-" if not isinstance(seconds, float) else f"{seconds:.3f}",
+            "-" if not isinstance(loss, float) else f"{loss:.4g}",
+            markup(_parts(job), 200),
+        )
+    console.print(rows)
+
+
+def _parts(job: Json) -> str:
+    phases, seconds = job.get("phases"), job.get("step_seconds")
+    words = []
+    if isinstance(phases, dict) and isinstance(seconds, float) and seconds > 0:
+        words = [f"{name} {100 * float(part) / seconds:.0f} %" for name, part in phases.items()]
+    opened = job.get("incidents")
+    return " ".join([*words, *(f"[{one}]" for one in (opened if isinstance(opened, list) else []))])
+
+
 def show_nodes(console: Console, nodes: list[Json], now_ns: int) -> None:
     """Print one row a node."""
     if not nodes:

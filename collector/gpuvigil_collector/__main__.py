@@ -28,6 +28,7 @@ from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.rules import Rules
 from gpuvigil_detectors.structural import Structural
+from gpuvigil_detectors.training.stage import Training
 from gpuvigil_protos import log
 from gpuvigil_protos.settings import ConfigError, effective
 
@@ -120,6 +121,7 @@ def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Pa
         store=store,
         structural=Structural(),
         rules=Rules(),
+        training=Training(),
         learned=learned,
         tracker=tracker,
         journal=journal,

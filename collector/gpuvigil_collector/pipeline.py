@@ -1,6 +1,6 @@
 """One tick of the brain: a list of stages, built in one place, each with one signature.
 
-snapshot -> structural -> rules -> statistical -> incidents -> retire -> journal -> export
+snapshot -> structural -> rules -> training -> statistical -> incidents -> retire -> journal -> export
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gpuvigil_collector.export.counts import Counts
+from gpuvigil_collector.export.jobs import job_view
 from gpuvigil_collector.export.recent import Recent, totals_of
 from gpuvigil_collector.export.view import View
 from gpuvigil_collector.incidents.tracker import Change, Tracker
@@ -19,6 +20,7 @@ from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
+from gpuvigil_detectors.training.stage import Training
 
 _TOUCH_EVERY_NS = 10_000_000_000  # how stale an open incident's "last seen" may be on disk
 
@@ -68,6 +70,7 @@ class Pipeline:
     store: StoreReader
     structural: FactDetector
     rules: FactDetector
+    training: Training
     learned: Learned | None
     tracker: Tracker
     journal: Journal
@@ -83,6 +86,7 @@ class Pipeline:
         self._stages = [
             ("structural", self._judge(self.structural)),
             ("rules", self._judge(self.rules)),
+            ("training", self._judge(self.training)),
             ("statistical", self._judge_statistically),
             ("incidents", self._track),
             ("retire", self._retire),
@@ -144,6 +148,7 @@ class Pipeline:
             nodes=tick.snapshot.nodes,
             open=dict(self.tracker.open),
             resolved=dict(self.tracker.resolved),
+            jobs=tuple(map(job_view, self.training.jobs.by_name.values())),
             not_opened=self.tracker.not_opened,
             lately=self._recent.note(tick.now_ns, totals_of(self.store.counters(), self.tracker.not_opened)),
             learning=self.learned.detector.status() if self.learned is not None else {},

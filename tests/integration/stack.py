@@ -65,14 +65,20 @@ def collector(folder: Path, grpc_port: int, web_port: int) -> contextlib.Abstrac
 
 
 def agent(
-    folder: Path, name: str, grpc_port: int, metrics_port: int, simulate: str = "", source: str = "simulated"
+    folder: Path,
+    name: str,
+    grpc_port: int,
+    metrics_port: int,
+    simulate: str = "",
+    source: str = "simulated",
+    hook: str = "",
 ) -> contextlib.AbstractContextManager[object]:
-    """Run an agent with its state in `folder`/`name`; `simulate` is the TOML of its [simulate] table."""
+    """Run an agent with its state in `folder`/`name`; `simulate` is its table, `hook` its socket."""
     config = folder / f"{name}.toml"
     config.write_text(
         f'node = "{name}"\nstate_directory = "{folder}/{name}"\n'
         f'[collector]\naddress = "127.0.0.1:{grpc_port}"\n[metrics]\naddress = "127.0.0.1:{metrics_port}"\n'
-        f'[gpu]\nsource = "{source}"\n[simulate]\n{simulate}\n'
+        f'[hook]\nsocket = "{hook}"\n[gpu]\nsource = "{source}"\n[simulate]\n{simulate}\n'
     )
     command = (sys.executable, "-m", "gpuvigil_agent", "--config", str(config))
     return running(folder / f"{name}.log", *command)

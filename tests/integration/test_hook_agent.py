@@ -129,6 +129,22 @@ async def test_a_new_agent_gets_the_same_ring_and_no_step_twice(tmp_path: Path) 
         assert sorted(set(numbers)) == list(range(int(max(numbers)) + 1)), "the ring kept what was missed"
 
 
+async def test_a_second_agent_does_not_take_the_socket_of_a_living_one(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        (tmp_path / "other").mkdir()
+        other = AgentProcess(tmp_path / "other", 1, f'[hook]\nsocket = "{made.path}"')
+        process = other.start()
+        try:
+            await until(lambda: "hook_socket_absent" in other.log, "the second agent's word", WITHIN_S)
+            assert "another agent listens there" in other.log
+            assert process.poll() is None, "the rest of it goes on"
+        finally:
+            process.kill()
+            process.wait(10)
+        made.loop(0)
+        await until(lambda: made.told("rank_up"), "the first agent has the ranks", WITHIN_S)
+
+
 def register(path: Path, message: bytes, fds: list[int]) -> dict:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as made:
         made.settimeout(5)

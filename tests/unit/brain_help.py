@@ -20,6 +20,7 @@ from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
+from gpuvigil_detectors.training.stage import Training
 from gpuvigil_protos.settings import Tls
 
 
@@ -90,7 +91,7 @@ class Rig:
         self.store, self.counts = FakeStore(self.fleet), Counts()
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
         self.pipeline = Pipeline(
-            store=self.store, structural=self.structural, rules=self.rules,
+            store=self.store, structural=self.structural, rules=self.rules, training=Training(),
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
             retire=Retire(self.store, 7 * 86_400),

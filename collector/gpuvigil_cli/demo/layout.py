@@ -105,6 +105,7 @@ def write_agent(layout: Layout) -> Path:
             "": {"state_directory": str(here / "state")},
             "collector": {"address": f"127.0.0.1:{layout.grpc_port}"},
             "metrics": {"address": f"127.0.0.1:{layout.agent_port}"},
+            "hook": {"socket": str(here / "hook.sock")},
         },
     )
 
@@ -119,6 +120,7 @@ def write_node(layout: Layout, node: str, *, gpus: int, seed: int, start_ns: int
             "collector": {"address": f"127.0.0.1:{layout.grpc_port}"},
             "gpu": {"source": "simulated"},
             "metrics": {"address": ""},
+            "hook": {"socket": ""},
             "simulate": {
                 "gpus": gpus,
                 "seed": seed,

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gpuvigil_collector.export.counts import Counts
+from gpuvigil_collector.export.jobs import families as job_families
 from gpuvigil_collector.export.view import View, health_detail
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.ingest import ack_latency
@@ -58,6 +59,7 @@ class FleetCollector(Collector):
         yield from _fleet(view)
         yield from self._findings()
         yield from _incidents(view)
+        yield from job_families(view.jobs)
         yield from self._xids()
         yield from _ledger_families(ledger)
         yield from _ingest_families(self._ingest())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpuvigil_collector.export.jobs import JobView
 from gpuvigil_collector.export.recent import LATELY, Losses
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.topology import ONE_DOMAIN
@@ -27,6 +28,7 @@ class View:
     nodes: Mapping[str, NodeFact] = field(default_factory=dict)
     open: Mapping[str, Incident] = field(default_factory=dict)
     resolved: Mapping[str, Incident] = field(default_factory=dict)
+    jobs: tuple[JobView, ...] = ()
     not_opened: int = 0
     lately: Losses = _NONE
     learning: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +48,15 @@ class View:
         for incident in self.open.values():
             counts[incident.node] = counts.get(incident.node, 0) + 1
         return counts
+
+    def incidents_of_job(self, job: str) -> list[str]:
+        """Ids of the open incidents that are about a job or a rank of it."""
+        parts = (f"job:{job}", f"rank:{job}/")
+        return [
+            incident.id
+            for incident in self.open.values()
+            if any(part in f"{entity}/" for _, entity in incident.members for part in parts)
+        ]
 
     def gpu_states(self) -> dict[tuple[str, str], str]:
         """(node, uuid) -> `suspect` or `lost`, for GPUs with an open incident; all others are `ok`."""

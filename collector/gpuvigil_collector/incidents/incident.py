@@ -83,6 +83,8 @@ def scope_of(fault_class: str, target: str) -> str:
     scopes = FAULT_CLASSES.get(fault_class, (("node",), ""))[0]
     if kind == "interface":
         return "ib" if target.partition("/")[2].startswith("interface:ib") else "eth"
+    if kind in {"rank", "job"}:
+        return "job"
     if kind in {"gpu", "nvlink"}:
         fitting = [scope for scope in scopes if scope in {"nvlink", "pcie"}]
         return fitting[0] if fitting else "gpu"
@@ -103,8 +105,14 @@ def lead_with(incident: Incident, claim: Claim, topology: Topology) -> Incident:
         lead_start_ns=claim.start_ns,
         statistical=claim.statistical,
         synthetic=claim.synthetic,
-        gpus=_gpus_at_stake(scope, claim.entity, topology),
+        gpus=_ranks(claim) if scope == "job" else _gpus_at_stake(scope, claim.entity, topology),
     )
+
+
+def _ranks(claim: Claim) -> int:
+    """GPUs of a job: one a rank, as the job says."""
+    ranks = dict(claim.findings[0].evidence.facts).get("ranks", "1")
+    return int(ranks) if ranks.isdecimal() else 1
 
 
 def _gpus_at_stake(scope: str, target: str, topology: Topology) -> int:

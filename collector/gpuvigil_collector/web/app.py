@@ -25,7 +25,8 @@ from gpuvigil_protos import log
 
 _PAGED: Final = ("limit", "cursor")
 _LINKS: Final = "\n".join(
-    ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/incidents",
+    ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/jobs",
+     "/api/v1/incidents",
      "/api/v1/incidents/ID", "/api/v1/ledger", "/metrics", "/healthz", ""]
 )  # fmt: skip
 
@@ -47,7 +48,8 @@ def make_app(sources: Sources) -> Starlette:
     api = _Api(sources)
     routes = {
         "/": api.index, "/healthz": api.healthz, "/metrics": api.metrics, "/api/v1/health": api.health,
-        "/api/v1/nodes": api.nodes, "/api/v1/gpus": api.gpus, "/api/v1/incidents": api.incidents,
+        "/api/v1/nodes": api.nodes, "/api/v1/gpus": api.gpus, "/api/v1/jobs": api.jobs,
+        "/api/v1/incidents": api.incidents,
         "/api/v1/incidents/{id}": api.incident, "/api/v1/ledger": api.ledger,
     }  # fmt: skip
     app = Starlette(
@@ -94,6 +96,16 @@ class _Api:
             view.nodes.values(),
             lambda fact: (fact.node,),
             lambda shown: [rows.node(fact, opened.get(fact.node, 0)) for fact in shown],
+        )
+        return _json(page)
+
+    def jobs(self, request: Request) -> Response:
+        """List training jobs, running ones first."""
+        query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()
+        page = query.page(
+            view.jobs,
+            lambda one: (one.state != "running", one.job),
+            lambda shown: [rows.job(one, view.incidents_of_job(one.job)) for one in shown],
         )
         return _json(page)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from gpuvigil_collector.export.jobs import JobView
 from gpuvigil_collector.export.view import View, health_detail, notes
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.topology import Topology
@@ -34,8 +35,14 @@ def health(view: View, ledger: list[Json], faults: list[str]) -> Json:
         "nodes_up": sum(fact.connected for fact in view.nodes.values()),
         "gpus": Topology(view.nodes).gpus_total(),
         "incidents_open": len(view.open),
+        "jobs_running": sum(job.state == "running" for job in view.jobs),
         "detail": wrong + notes(view, ledger),
     }
+
+
+def job(one: JobView, incidents: list[str]) -> Json:
+    """One row of /jobs, with the ids of the open incidents about it."""
+    return msgspec.to_builtins(one) | {"incidents": incidents}  # type: ignore[no-any-return]
 
 
 def node(fact: NodeFact, incidents_open: int) -> Json:

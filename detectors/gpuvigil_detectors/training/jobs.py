@@ -1,0 +1,179 @@
+"""Jobs as their ranks tell them: who is there, where each is, and the newest steps of each.
+
+Fed from one Snapshot a tick. Jobs are kept while a rank of theirs lives and an hour after; at most JOBS_MAX,
+the oldest ended ones go first. All of it is one trust origin: what a job says of itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from gpuvigil_detectors.base import FactEvent, Float32, Int64, Snapshot, StepRows
+from gpuvigil_protos.entity import job_and_rank_of
+
+SECOND_NS: Final = 1_000_000_000
+STEPS_KEPT: Final = 512
+JOBS_MAX: Final = 2000
+_KEEP_NS: Final = 3600 * SECOND_NS
+# what is kept of each step, in this order
+COLUMNS: Final = (
+    "rank_step", "rank_step_seconds", "rank_data_seconds", "rank_forward_seconds", "rank_backward_seconds",
+    "rank_optimizer_seconds", "rank_tokens", "rank_loss", "rank_gradient_norm", "rank_step_flags",
+)  # fmt: skip
+(STEP, SECONDS, DATA, FORWARD, BACKWARD, OPTIMIZER, TOKENS, LOSS, GRADIENT, FLAGS) = range(len(COLUMNS))
+_STATUS: Final = {
+    "rank_heartbeat_age_seconds": "heartbeat_age_s", "rank_step_age_seconds": "step_age_s",
+    "rank_phase": "phase", "rank_memory_bytes": "memory_bytes",
+}  # fmt: skip
+_FRESH_S: Final = 5.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Rank:
+    """One rank of a job. ended: "" while it lives, else exit, died or replaced. Ages in s, NaN = not told.
+
+    end_ns: int64 [n]; steps: float32 [n, COLUMNS], oldest first, NaN = absent.
+    """
+
+    node: str
+    number: int
+    gpu: str = ""
+    since_ns: int = 0
+    restart: int = 0
+    ended: str = ""
+    ended_ns: int = 0
+    ended_phase: str = ""
+    heartbeat_age_s: float = float("nan")
+    step_age_s: float = float("nan")
+    phase: float = float("nan")
+    memory_bytes: float = float("nan")
+    end_ns: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    steps: Float32 = field(default_factory=lambda: np.empty((0, len(COLUMNS)), np.float32))
+
+    @property
+    def last_step(self) -> float:
+        """Number of the newest step that ended; NaN before the first."""
+        return float(self.steps[-1, STEP]) if len(self.steps) else float("nan")
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """One job: its ranks by number, and how many there should be."""
+
+    name: str
+    world_size: int = 1
+    launcher: str = ""
+    restart: int = 0
+    began_ns: int = 0
+    seen_ns: int = 0
+    ranks: dict[int, Rank] = field(default_factory=dict)
+
+    @property
+    def living(self) -> list[Rank]:
+        """Ranks whose process lives, by number."""
+        return [self.ranks[number] for number in sorted(self.ranks) if not self.ranks[number].ended]
+
+    def entity_of(self, rank: Rank) -> str:
+        """Full entity name of one rank."""
+        return f"{rank.node}/rank:{self.name}/{rank.number}"
+
+    @property
+    def entity(self) -> str:
+        """Full entity name of the job: it is said of the node of its lowest rank."""
+        first = self.ranks[min(self.ranks)]
+        return f"{first.node}/job:{self.name}"
+
+
+class Jobs:
+    """All jobs by name. One thread calls `take`."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Job] = {}
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Take in what one snapshot tells."""
+        for event in snapshot.events:
+            if event.kind == "rank_up":
+                self._up(event)
+            elif event.kind == "rank_down":
+                self._down(event)
+        for rows in snapshot.steps:
+            self._steps(rows, snapshot.now_ns)
+        self._status(snapshot)
+        self._forget(snapshot.now_ns)
+
+    def _up(self, event: FactEvent) -> None:
+        where = job_and_rank_of(event.entity)
+        if where is None:
+            return
+        name, number = where
+        job = self.by_name.setdefault(name, Job(name=name, began_ns=event.time_ns))
+        restart = _count(event.fields.get("restart"))
+        old = job.ranks.get(number)
+        if restart > job.restart or (old is not None and not job.living):  # a new attempt of the whole job
+            job.restart, job.began_ns = restart, event.time_ns
+            job.ranks = {n: rank for n, rank in job.ranks.items() if not rank.ended}
+        job.world_size = max(1, _count(event.fields.get("world_size")))
+        job.launcher = event.fields.get("launcher", "")
+        job.seen_ns = event.time_ns
+        job.ranks[number] = Rank(
+            node=event.node, number=number, gpu=event.fields.get("gpu", ""), since_ns=event.time_ns,
+            restart=restart,
+        )  # fmt: skip
+
+    def _down(self, event: FactEvent) -> None:
+        rank = self._rank(event.node, event.entity)
+        if rank is not None and rank.since_ns <= event.time_ns and not rank.ended:
+            rank.ended = event.fields.get("reason", "died")
+            rank.ended_ns, rank.ended_phase = event.time_ns, event.fields.get("phase", "")
+
+    def _rank(self, node: str, entity: str) -> Rank | None:
+        where = job_and_rank_of(entity)
+        if where is None or where[0] not in self.by_name:
+            return None
+        rank = self.by_name[where[0]].ranks.get(where[1])
+        return rank if rank is not None and rank.node == node else None
+
+    def _steps(self, rows: StepRows, now_ns: int) -> None:
+        """Append one rank's steps; a rank that was never announced (its event is on its way) is made."""
+        where = job_and_rank_of(rows.entity)
+        if where is None:
+            return
+        job = self.by_name.setdefault(where[0], Job(name=where[0], began_ns=now_ns))
+        rank = job.ranks.get(where[1])
+        if rank is None or rank.node != rows.node:
+            rank = job.ranks[where[1]] = Rank(node=rows.node, number=where[1], since_ns=now_ns)
+        job.seen_ns = now_ns
+        new = np.full((len(rows.end_ns), len(COLUMNS)), np.nan, np.float32)
+        for place, metric in enumerate(COLUMNS):
+            if metric in rows.metrics:
+                new[:, place] = rows.values[:, rows.metrics.index(metric)]
+        rank.steps = np.concatenate([rank.steps, new])[-STEPS_KEPT:]
+        rank.end_ns = np.concatenate([rank.end_ns, rows.end_ns])[-STEPS_KEPT:]
+
+    def _status(self, snapshot: Snapshot) -> None:
+        if not self.by_name:
+            return
+        for metric, name in _STATUS.items():
+            latest = snapshot.latest(metric)
+            for entity, value, age in zip(latest.entities, latest.values, latest.age_s, strict=True):
+                node, _, local = entity.partition("/")
+                rank = self._rank(node, local)
+                if rank is not None and not rank.ended:
+                    setattr(rank, name, float(value) if age <= _FRESH_S else float("nan"))
+
+    def _forget(self, now_ns: int) -> None:
+        for job in list(self.by_name.values()):
+            ended_ns = max((rank.ended_ns for rank in job.ranks.values()), default=0)
+            if not job.living and now_ns - max(ended_ns, job.seen_ns) > _KEEP_NS:
+                del self.by_name[job.name]
+        while len(self.by_name) > JOBS_MAX:
+            oldest = min(self.by_name.values(), key=lambda job: (bool(job.living), job.seen_ns))
+            del self.by_name[oldest.name]
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() and len(text) < 10 else 0
