@@ -10,7 +10,7 @@ BUF_VERSION := 1.75.0
 PY := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-gpu check lint types imports protos generate bench ci soak clean
+.PHONY: demo test test-train test-gpu check lint types imports protos generate bench ci soak clean
 
 demo: $(VENV)/.demo  ## A simulated fleet with faults, watched by the real agent and collector
 	@$(VENV)/bin/gpuvigil demo $(ARGS)
@@ -18,12 +18,15 @@ demo: $(VENV)/.demo  ## A simulated fleet with faults, watched by the real agent
 test: $(VENV)/.dev  ## Every suite that this machine can run; names those that it cannot
 	@$(PY) -m pytest $(ARGS)
 
+test-train: $(VENV)/.train  ## As test, with PyTorch: the hook in real training loops
+	@$(PY) -m pytest $(ARGS)
+
 test-gpu: $(VENV)/.dev  ## The same contracts on a real NVIDIA driver
 	@$(PY) -m pytest -m gpu $(ARGS)
 
 check: lint types imports protos test
 
-ci: lint types imports protos
+ci: lint types imports protos $(VENV)/.train
 	@GPUVIGIL_REQUIRE=all $(MAKE) --no-print-directory test
 
 lint: $(VENV)/.dev
@@ -64,6 +67,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing gpuvigil and its test tools into $(VENV) ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.train: pyproject.toml | $(VENV)/.dev
+	@echo "installing PyTorch for the hook's tests into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,train]'
+	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Generator
@@ -31,6 +32,10 @@ def _systemd() -> str | None:
     return _root() or _tools("systemd-nspawn", "systemd-analyze", "nsenter")()
 
 
+def _torch() -> str | None:
+    return None if importlib.util.find_spec("torch") else "not installed: torch"
+
+
 def _shared() -> str | None:
     return None if (SHARED / "data").is_dir() else "the reference data are not beside the checkout"
 
@@ -41,8 +46,15 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_systemd": _systemd,
     "needs_systemd_analyze": _tools("systemd-analyze"),
     "needs_shared": _shared,
+    "needs_torch": _torch,
 }
 _not_run: dict[str, str] = {}
+
+
+def pytest_sessionstart() -> None:
+    """Modules that need torch to be imported skip themselves whole: where all is required, end here."""
+    if os.environ.get("GPUVIGIL_REQUIRE") == "all" and (reason := _torch()):
+        pytest.exit(f"needs_torch: {reason}", 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,8 +1,9 @@
 """The bytes that hook and agent share: a ring of steps that the hook writes, a page that the agent writes.
 
-All numbers are little-endian, every field lies on its own size. A record is valid while its index stands at
-both of its ends; the hook clears the first, writes the rest, sets the last, then the first. Times are
-CLOCK_MONOTONIC of the machine (the same for both sides, in containers too) unless a name says wall.
+All numbers are little-endian, every field lies on its own size. A record, and the live block, carries its
+number at both ends and is written from front to back: a reader that finds both alike in two equal copies has
+a whole one. Times are CLOCK_MONOTONIC of the machine (the same for both sides, in containers too) unless a
+name says wall.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ FAULTS = (
 )  # fmt: skip
 
 FLAG_FIRST, FLAG_LOSS, FLAG_GRADIENT, FLAG_EVAL, FLAG_CHECKPOINT = 1, 2, 4, 8, 16
+FLAG_PENDING = 32  # a value of this step is still on its way; set back when it is there
 
 # magic, version, capacity, record size, pid as the process sees itself, generation, made at (monotonic, wall)
 HEADER = struct.Struct("<8sIIIIQqq")
 # length of the JSON text that follows
 IDENTITY = struct.Struct("<I")
-# sequence (odd while written), records written, step, its start or 0, phase, unused, phase since, last end
-LIVE = struct.Struct("<QQqqIIqq")
-LIVE_BODY = struct.Struct("<QqqIIqq")
+# number, phase, unused, phase since, number again
+LIVE = struct.Struct("<QIIqQ")
 FAULT_COUNTS = struct.Struct("<%dI" % len(FAULTS))
-HEARTBEAT = struct.Struct("<q")
-# index + 1, step, end (wall), end (monotonic), flags, micro-steps, seconds, 8 phases, tokens, loss, gradient
-# norm, device memory allocated, index + 1 again
-RECORD = struct.Struct("<QqqqII" + "d" * 13 + "Q")
-RECORD_BODY = struct.Struct("<qqqII" + "d" * 13 + "Q")
+WORD = struct.Struct("<q")  # the heartbeat; how many records were written
+# index + 1, step, end, flags, micro-steps, seconds, 8 phases, tokens, loss, gradient norm, device memory
+# allocated, index + 1 again
+RECORD = struct.Struct("<QqqII" + "d" * 13 + "Q")
 
 IDENTITY_AT = 256
 LIVE_AT = PAGE
 FAULTS_AT = LIVE_AT + 256
 HEARTBEAT_AT = LIVE_AT + 512
+WRITTEN_AT = LIVE_AT + 576
 RECORDS_AT = 2 * PAGE
 SIZE = RECORDS_AT + CAPACITY * RECORD.size
 

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from array import array
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from gpuvigil.identity import identity
 from gpuvigil.ring import Control, Ring
@@ -32,9 +32,10 @@ _MESSAGE_MAX = 4096
 class Link(threading.Thread):
     """Daemon thread of one process; a forked child does not have it."""
 
-    def __init__(self, ring: Ring, control: Control) -> None:
+    def __init__(self, ring: Ring, control: Control, settle: Callable[[], None]) -> None:
+        """`settle` is called at each beat: values that have arrived go into their records."""
         super().__init__(name="gpuvigil", daemon=True)
-        self._ring, self._control = ring, control
+        self._ring, self._control, self._settle = ring, control, settle
         self._socket: Optional[socket.socket] = None
         self._retry_at, self._retry_s = 0.0, RETRY_MIN_S
         self._pid = os.getpid()
@@ -46,6 +47,8 @@ class Link(threading.Thread):
         """Beat, connect, listen; what goes wrong is tried again, never told to the loop."""
         while True:
             self._ring.beat()
+            with contextlib.suppress(Exception):  # a torch that is being torn down at exit
+                self._settle()
             try:
                 self._tend()
             except (OSError, ValueError):

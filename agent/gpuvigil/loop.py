@@ -16,28 +16,34 @@ import contextlib
 import functools
 import math
 import os
-import threading
-import time
-from typing import Any, Callable, List, Optional, TypeVar
+from threading import get_ident
+from time import monotonic_ns
+from typing import Any, Callable, List, Optional, Tuple, TypeVar
 
 from gpuvigil import layout
 from gpuvigil.identity import identity
 from gpuvigil.link import Link
 from gpuvigil.ring import Control, Ring
-from gpuvigil.values import BadValueError, DeviceValues, number
+from gpuvigil.values import BadValueError, Held, Values, number, read
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _NAN = math.nan
 _PHASE_CODES = {name: code for code, name in enumerate(layout.PHASES)}
 _FAULT = {name: place for place, name in enumerate(layout.FAULTS)}
 # places among a record's numbers
-_SECONDS, _FIRST_PHASE, _TOKENS, _LOSS, _GRADIENT, _MEMORY = 0, 1, 9, 10, 11, 12
-_FIELDS = {"tokens": _TOKENS, "loss": _LOSS, "grad_norm": _GRADIENT}
+_SECONDS, _TOKENS, _LOSS, _GRADIENT = 0, 9, 10, 11
+_CHECKPOINT, _EVAL = _PHASE_CODES["checkpoint"], _PHASE_CODES["eval"]  # a phase's time lies at its code
+_EMPTY = [0.0] * _TOKENS + [_NAN] * 4
 _NOT_FINITE = {_LOSS: layout.FLAG_LOSS, _GRADIENT: layout.FLAG_GRADIENT}
 
 
 class Monitor:
     """One a process; `gpuvigil.monitor` is it. It opens nothing before the first step or phase."""
+
+    __slots__ = (
+        "_began", "_broken", "_control", "_empty_step", "_flags", "_held", "_last_end", "_link", "_micro",
+        "_numbers", "_owner", "_ring", "_since", "_stack", "_step_number", "_values",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._forget()
@@ -49,14 +55,13 @@ class Monitor:
         self._broken = False
         self._owner = 0
         self._step_number = -1
-        self._began = self._last_end = 0
+        self._began = self._last_end = self._since = 0
         self._stack: List[int] = []
-        self._since = 0
-        self._numbers = [0.0] * _TOKENS + [_NAN] * 4
+        self._numbers = _EMPTY[:]
         self._flags = self._micro = 0
-        self._logged: List[Any] = []
-        self._device = DeviceValues()
-        self._step = _Step(self)
+        self._held: List[Tuple[int, Held]] = []
+        self._values = Values()
+        self._empty_step = _Step(self)
 
     # --- what a loop uses
 
@@ -65,11 +70,12 @@ class Monitor:
 
         number: the loop's own count where it resumes from a checkpoint; else it goes on by one.
         """
-        if number is not None and isinstance(number, int) and 0 <= number < 1 << 53:
-            self._step_number = number - 1
-        elif number is not None:
-            self.fault("bad_value")
-        return self._step
+        if number is not None:
+            if isinstance(number, int) and 0 <= number < 1 << 53:
+                self._step_number = number - 1
+            else:
+                self.fault("bad_value")
+        return self._empty_step
 
     def phase(self, name: str) -> _Phase:
         """Enter a part of the step: data, forward, backward, optimizer, checkpoint, eval, init or compile.
@@ -83,10 +89,15 @@ class Monitor:
         """Count a micro-step: gradient accumulation makes several of them one step."""
         self._micro += 1
 
-    # --- inside
+    def fault(self, kind: str) -> None:
+        """Count what went wrong, for the operator to see."""
+        if self._ring is not None:
+            self._ring.fault(_FAULT[kind])
+
+    # --- inside; callers guard
 
     def _ready(self) -> bool:
-        if self._ring is not None and self._owner == threading.get_ident():
+        if self._owner == get_ident():
             return True
         if self._broken:
             return False
@@ -98,165 +109,186 @@ class Monitor:
     def _open(self) -> bool:
         try:
             self._ring, self._control = Ring(), Control()
-            self._owner = threading.get_ident()
-            self._since = time.monotonic_ns()
             self._ring.identify(identity())
             self._ring.beat()
-            self._link = Link(self._ring, self._control)
+            self._link = Link(self._ring, self._control, self._settle)
             self._link.start()
+            self._owner = get_ident()
         except Exception:  # noqa: BLE001 - a full /proc, no memory: the loop must run without us
             self._broken, self._ring = True, None
             return False
         return True
 
-    def fault(self, kind: str) -> None:
-        """Count what went wrong, for the operator to see."""
-        if self._ring is not None:
-            self._ring.fault(_FAULT[kind])
-
-    def _tell(self, now: int) -> None:
-        assert self._ring is not None
-        code = self._stack[-1] if self._stack else 0
-        self._ring.live(self._step_number, self._began, code, self._since, self._last_end)
-
     def _account(self, now: int) -> None:
         """Give the time since the last change to the innermost phase."""
         if self._stack:
-            self._numbers[_FIRST_PHASE + self._stack[-1] - 1] += (now - self._since) * 1e-9
+            self._numbers[self._stack[-1]] += (now - self._since) * 1e-9
         self._since = now
 
+    def _tell(self) -> None:
+        self._ring.live(self._stack[-1] if self._stack else 0, self._since)  # type: ignore[union-attr]
+
     def _enter_phase(self, code: int) -> None:
-        now = time.monotonic_ns()
-        self._account(now)
+        self._account(monotonic_ns())
         self._stack.append(code)
-        self._tell(now)
+        self._tell()
 
     def _leave_phase(self) -> None:
-        now = time.monotonic_ns()
-        self._account(now)
+        self._account(monotonic_ns())
         if self._stack:
             self._stack.pop()
-        self._tell(now)
+        self._tell()
 
-    def _enter_step(self) -> None:
-        if self._began:
-            self.fault("nested_step")
-            self._leave_step(False)
-        now = time.monotonic_ns()
-        self._account(now)
-        self._began = now
-        self._step_number += 1
-        self._tell(now)
-
-    def _leave_step(self, failed: bool) -> None:
-        now = time.monotonic_ns()
-        self._account(now)
-        assert self._ring is not None
+    def _end_step(self, failed: bool) -> None:
+        """Write the step down. Runs between the caller's real steps: every line here is paid each time."""
+        now = monotonic_ns()
+        if self._stack:
+            self._account(now)
         numbers, flags = self._numbers, self._flags
-        start = self._last_end or self._began
-        numbers[_SECONDS] = (now - start) * 1e-9
-        if not self._last_end:
+        last = self._last_end
+        if not last:
             flags |= layout.FLAG_FIRST
-        if numbers[_FIRST_PHASE + _PHASE_CODES["checkpoint"] - 1]:
+            last = self._began
+        numbers[_SECONDS] = (now - last) * 1e-9
+        if numbers[_CHECKPOINT]:
             flags |= layout.FLAG_CHECKPOINT
-        if numbers[_FIRST_PHASE + _PHASE_CODES["eval"] - 1]:
+        if numbers[_EVAL]:
             flags |= layout.FLAG_EVAL
+        if self._held:
+            flags |= layout.FLAG_PENDING
         self._began, self._last_end = 0, now
         if not failed:
-            index = self._ring.record(
-                self._step_number, time.time_ns(), now, flags, self._micro or 1, numbers
-            )
-            self._hand_over(index)
-        self._numbers = [0.0] * _TOKENS + [_NAN] * 4
+            index = self._ring.record(self._step_number, now, flags, self._micro or 1, numbers)  # type: ignore[union-attr]
+            if self._held:
+                self._hand_over(index)
+        self._numbers = _EMPTY[:]
         self._flags = self._micro = 0
-        self._logged.clear()
-        self._tell(now)
 
     def _hand_over(self, index: int) -> None:
-        """Start copies of this step's device values, take in those of earlier steps that have arrived."""
-        for field, tensor in self._logged:
-            if not self._device.add(index, field, tensor):
+        """Leave this step's tensors to the hook's thread."""
+        for field, held in self._held:
+            if not self._values.add(index, field, held):
                 self.fault("value_dropped")
-        while len(self._device) and (arrived := self._device.ready()) is not None:
-            at, field, value = arrived
-            assert self._ring is not None
-            self._ring.amend(at, field, value if math.isfinite(value) else _NAN, _flag(field, value))
+        self._held.clear()
 
-    def _log(self, **values: Any) -> None:
-        if not self._began:
-            self.fault("log_outside_step")
-            return
-        for name, value in values.items():
-            field = _FIELDS.get(name)
-            if field is None or value is None:
-                if field is None:
-                    self.fault("bad_value")
-                continue
+    def _settle(self) -> None:
+        """Set the values that have arrived in their records; called by the hook's thread."""
+        ring = self._ring
+        while ring is not None and (found := self._values.take()) is not None:
+            value, flags = _NAN, 0
             try:
-                found = number(value)
+                value = read(found.held)
+                flags = 0 if math.isfinite(value) else _NOT_FINITE.get(found.field, 0)
             except BadValueError:
-                self.fault("bad_value")
-                continue
-            if isinstance(found, float):
-                self._take(field, found)
-            else:
-                self._logged.append((field, found))
+                self.fault("value_dropped" if found.held.event is None else "bad_value")
+            clear = 0 if self._values.waits_for(found.record) else layout.FLAG_PENDING
+            ring.amend(found.record, found.field, value if math.isfinite(value) else _NAN, flags, clear)
 
-    def _take(self, field: int, value: float) -> None:
-        if field != _LOSS and value < 0:
+    def _log(self, field: int, value: Any) -> None:
+        try:
+            found = number(value)
+        except BadValueError:
             self.fault("bad_value")
-        elif math.isfinite(value):
-            self._numbers[field] = value
+            return
+        if type(found) is Held:
+            self._held.append((field, found))
+        elif field != _LOSS and found < 0:  # type: ignore[operator]
+            self.fault("bad_value")
+        elif math.isfinite(found):  # type: ignore[arg-type]
+            self._numbers[field] = found  # type: ignore[assignment]
         else:
-            self._flags |= _flag(field, value)
-
-
-def _flag(field: int, value: float) -> int:
-    return 0 if math.isfinite(value) else _NOT_FINITE.get(field, 0)
+            self._flags |= _NOT_FINITE.get(field, 0)
 
 
 class _Step:
     """What `monitor.step()` gives: a context manager, and a decorator for a function that does one step."""
 
+    __slots__ = ("_monitor",)
+
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
 
     def __enter__(self) -> _Step:
-        guarded(self._monitor, self._monitor._enter_step)
+        monitor = self._monitor
+        try:
+            if monitor._owner != get_ident() and not monitor._ready():
+                return self
+            if monitor._began:
+                monitor.fault("nested_step")
+                monitor._end_step(False)
+            now = monotonic_ns()
+            if monitor._stack:
+                monitor._account(now)
+            monitor._began = now
+            monitor._step_number += 1
+        except Exception:  # noqa: BLE001 - the training loop never fails because of us
+            swallowed(monitor)
         return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
-        if self._monitor._began:
-            guarded(self._monitor, self._monitor._leave_step, kind is not None)
+        monitor = self._monitor
+        try:
+            if monitor._began and monitor._owner == get_ident():
+                monitor._end_step(kind is not None)
+        except Exception:  # noqa: BLE001 - as above
+            swallowed(monitor)
 
     def __call__(self, function: _F) -> _F:
         return _around(self._monitor.step, function)
 
-    def log(self, **values: Any) -> None:
-        """Log numbers of this step: loss, tokens, grad_norm; floats, or tensors of one element."""
-        guarded(self._monitor, self._monitor._log, **values)
+    def log(self, loss: Any = None, tokens: Any = None, grad_norm: Any = None, **unknown: Any) -> None:
+        """Log numbers of this step: floats, or tensors of one element. Other names are counted, not kept."""
+        monitor = self._monitor
+        try:
+            if monitor._owner != get_ident() and not monitor._ready():
+                return
+            if not monitor._began:
+                monitor.fault("log_outside_step")
+                return
+            if loss is not None:
+                monitor._log(_LOSS, loss)
+            if tokens is not None:
+                monitor._log(_TOKENS, tokens)
+            if grad_norm is not None:
+                monitor._log(_GRADIENT, grad_norm)
+            for _ in unknown:
+                monitor.fault("bad_value")
+        except Exception:  # noqa: BLE001 - as above
+            swallowed(monitor)
 
     def micro_step(self) -> None:
         """Count a micro-step of gradient accumulation."""
-        self._monitor.micro_step()
+        self._monitor._micro += 1
 
 
 class _Phase:
     """What `monitor.phase(name)` gives: a context manager and a decorator."""
+
+    __slots__ = ("_code", "_monitor", "_name")
 
     def __init__(self, monitor: Monitor, name: str) -> None:
         self._monitor, self._name = monitor, name
         self._code = _PHASE_CODES.get(name, 0) if isinstance(name, str) else 0
 
     def __enter__(self) -> None:
-        if self._code:
-            guarded(self._monitor, self._monitor._enter_phase, self._code)
-        else:
-            guarded(self._monitor, self._monitor.fault, "unknown_phase")
+        monitor = self._monitor
+        try:
+            if monitor._owner != get_ident() and not monitor._ready():
+                return
+            if self._code:
+                monitor._enter_phase(self._code)
+            else:
+                monitor.fault("unknown_phase")
+        except Exception:  # noqa: BLE001 - as above
+            swallowed(monitor)
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
-        if self._code:
-            guarded(self._monitor, self._monitor._leave_phase)
+        monitor = self._monitor
+        try:
+            if self._code and monitor._owner == get_ident():
+                monitor._leave_phase()
+        except Exception:  # noqa: BLE001 - as above
+            swallowed(monitor)
 
     def __call__(self, function: _F) -> _F:
         name = self._name
@@ -272,14 +304,10 @@ def _around(enter: Callable[[], Any], function: _F) -> _F:
     return wrapped  # type: ignore[return-value]
 
 
-def guarded(monitor: Monitor, act: Callable[..., None], *arguments: Any, **named: Any) -> None:
-    """Do it where the monitor is open; swallow and count what goes wrong. The contract of the hook."""
-    try:
-        if monitor._ready():
-            act(*arguments, **named)
-    except Exception:  # noqa: BLE001 - the training loop never fails because of us
-        with contextlib.suppress(Exception):  # not even for that
-            monitor.fault("internal")
+def swallowed(monitor: Monitor) -> None:
+    """Count what we swallowed: the contract of the hook is that a loop never fails because of us."""
+    with contextlib.suppress(Exception):  # not even for that
+        monitor.fault("internal")
 
 
 monitor = Monitor()

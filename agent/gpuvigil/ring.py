@@ -45,7 +45,7 @@ class Ring:
         self._map = mmap.mmap(self.fd, layout.SIZE)
         self.generation = secrets.randbits(63) | 1
         self.written = 0
-        self._sequence = 0
+        self._number = 0
         self.faults = [0] * len(layout.FAULTS)
         layout.HEADER.pack_into(
             self._map, 0, layout.MAGIC, layout.VERSION, layout.CAPACITY, layout.RECORD.size, os.getpid(),
@@ -61,36 +61,31 @@ class Ring:
             self._map[start : start + len(text)] = text
             layout.IDENTITY.pack_into(self._map, layout.IDENTITY_AT, len(text))
 
-    def live(self, step: int, step_began: int, phase: int, phase_since: int, last_end: int) -> None:
-        """Say where the loop is now."""
-        self._sequence += 2
-        layout.HEARTBEAT.pack_into(self._map, layout.LIVE_AT, self._sequence - 1)
-        layout.LIVE_BODY.pack_into(
-            self._map, layout.LIVE_AT + 8, self.written, step, step_began, phase, 0, phase_since, last_end
-        )
-        layout.HEARTBEAT.pack_into(self._map, layout.LIVE_AT, self._sequence)
+    def live(self, phase: int, since: int) -> None:
+        """Say which phase the loop is in, and since when."""
+        number = self._number = self._number + 1
+        layout.LIVE.pack_into(self._map, layout.LIVE_AT, number, phase, 0, since, number)
 
-    def record(self, step: int, wall: int, end: int, flags: int, micro: int, numbers: Sequence[float]) -> int:
+    def record(self, step: int, end: int, flags: int, micro: int, numbers: Sequence[float]) -> int:
         """Add a step, return its index. `numbers`: seconds, 8 phases, tokens, loss, gradient norm, memory."""
         index = self.written
         at = layout.RECORDS_AT + index % layout.CAPACITY * layout.RECORD.size
-        layout.HEARTBEAT.pack_into(self._map, at, 0)
-        layout.RECORD_BODY.pack_into(self._map, at + 8, step, wall, end, flags, micro, *numbers, index + 1)
-        layout.HEARTBEAT.pack_into(self._map, at, index + 1)
+        layout.RECORD.pack_into(self._map, at, index + 1, step, end, flags, micro, *numbers, index + 1)
         self.written = index + 1
+        layout.WORD.pack_into(self._map, layout.WRITTEN_AT, index + 1)
         return index
 
-    def amend(self, index: int, field: int, value: float, flags: int) -> None:
-        """Set a number of a record that is still here: a device value that was ready only later."""
-        if self.written - index >= layout.CAPACITY:
+    def amend(self, index: int, field: int, value: float, flags: int, clear: int) -> None:
+        """Set a number, and flags but those to clear, of a record that is still here."""
+        if self.written - index >= layout.CAPACITY - 1:
             return
         at = layout.RECORDS_AT + index % layout.CAPACITY * layout.RECORD.size
-        fields: List[Any] = list(layout.RECORD_BODY.unpack_from(self._map, at + 8))
-        fields[3] |= flags
-        fields[5 + field] = value
-        layout.HEARTBEAT.pack_into(self._map, at, 0)
-        layout.RECORD_BODY.pack_into(self._map, at + 8, *fields)
-        layout.HEARTBEAT.pack_into(self._map, at, index + 1)
+        fields: List[Any] = list(layout.RECORD.unpack_from(self._map, at))
+        if fields[0] == index + 1:
+            fields[3] = fields[3] & ~clear | flags
+            fields[5 + field] = value
+            layout.WORD.pack_into(self._map, at, 0)  # no reader takes it half old, half new
+            layout.RECORD.pack_into(self._map, at, *fields)
 
     def fault(self, kind: int) -> None:
         """Count what went wrong on our side or in the use of us."""
@@ -99,7 +94,7 @@ class Ring:
 
     def beat(self) -> None:
         """Say that threads of this process still run."""
-        layout.HEARTBEAT.pack_into(self._map, layout.HEARTBEAT_AT, time.monotonic_ns())
+        layout.WORD.pack_into(self._map, layout.HEARTBEAT_AT, time.monotonic_ns())
 
     def close(self) -> None:
         """Let go of the mapping and the descriptor; the agent keeps its own."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 from gpuvigil import layout
@@ -31,14 +32,15 @@ class Header(NamedTuple):
 
 
 class Live(NamedTuple):
-    """Where the loop is now. step_began_ns is 0 between steps; phase is a place in layout.PHASES."""
+    """Where the loop is now. written: steps so far. step, last_end_ns: the newest step's, -1 and 0 before the
+    first. phase is a place in layout.PHASES.
+    """
 
     written: int
     step: int
-    step_began_ns: int
+    last_end_ns: int
     phase: int
     phase_since_ns: int
-    last_end_ns: int
 
 
 class Record(NamedTuple):
@@ -46,7 +48,6 @@ class Record(NamedTuple):
 
     number: int
     step: int
-    end_wall_ns: int
     end_ns: int
     flags: int
     micro_steps: int
@@ -91,18 +92,21 @@ def identity(ring: Buffer) -> Dict[str, Any]:
 def live(ring: Buffer) -> Live:
     """Read where the loop is. Raises LayoutError when no steady value was seen in a few tries."""
     for _ in range(_TRIES):
-        before = layout.HEARTBEAT.unpack_from(ring, layout.LIVE_AT)
-        written, step, began, phase, _, since, last = layout.LIVE_BODY.unpack_from(ring, layout.LIVE_AT + 8)
-        if before == layout.HEARTBEAT.unpack_from(ring, layout.LIVE_AT) and not before[0] & 1:
-            if phase >= len(layout.PHASES) or abs(step) > _STEP_MAX or written > _STEP_MAX:
-                raise LayoutError("live: phase %d, step %d, %d records written" % (phase, step, written))
-            return Live(written, step, began, phase, since, last)
+        fields = _whole(ring, layout.LIVE_AT, layout.LIVE)
+        if fields is not None:
+            _, phase, _, since, _ = fields
+            written = layout.WORD.unpack_from(ring, layout.WRITTEN_AT)[0]
+            if phase >= len(layout.PHASES) or not 0 <= written <= _STEP_MAX:
+                raise LayoutError("live: phase %d, %d records written" % (phase, written))
+            newest = _record(ring, written - 1) if written else None
+            step, end = (newest.step, newest.end_ns) if newest is not None else (-1, 0)
+            return Live(written, step, end, phase, since)
     raise LayoutError("live: the writer was busy in each of %d tries" % _TRIES)
 
 
 def heartbeat(ring: Buffer) -> int:
     """Return when the process's threads last ran, 0 for never."""
-    return int(layout.HEARTBEAT.unpack_from(ring, layout.HEARTBEAT_AT)[0])
+    return int(layout.WORD.unpack_from(ring, layout.HEARTBEAT_AT)[0])
 
 
 def faults(ring: Buffer) -> Dict[str, int]:
@@ -121,20 +125,27 @@ def records(ring: Buffer, first: int, written: int) -> Tuple[List[Record], int]:
 def _record(ring: Buffer, index: int) -> Union[Record, None]:
     at = layout.RECORDS_AT + index % layout.CAPACITY * layout.RECORD.size
     for _ in range(_TRIES):
-        raw = bytes(ring[at : at + layout.RECORD.size])
-        fields = layout.RECORD.unpack(raw)
-        # bytes, not fields: NaN differs from itself
-        if fields[0] == fields[-1] == index + 1 and raw == bytes(ring[at : at + layout.RECORD.size]):
+        fields = _whole(ring, at, layout.RECORD)
+        if fields is not None and fields[0] == index + 1:
             return _checked(index, fields)
-        if fields[0] > index + 1:
+        if fields is not None and fields[0] > index + 1:
             return None  # overwritten by a later step
     return None
 
 
+def _whole(ring: Buffer, at: int, form: struct.Struct) -> Union[Tuple[Any, ...], None]:
+    """Return the fields of what carries its number at both ends, None while it is being written."""
+    raw = bytes(ring[at : at + form.size])
+    fields = form.unpack(raw)
+    # bytes, not fields: NaN differs from itself
+    same = fields[0] == fields[-1] and raw == bytes(ring[at : at + form.size])
+    return fields if same else None
+
+
 def _checked(index: int, fields: Tuple[Any, ...]) -> Union[Record, None]:
-    step, wall, end, flags, micro = fields[1:6]
-    seconds, phases = fields[6], fields[7:15]
+    step, end, flags, micro = fields[1:5]
+    seconds, phases = fields[5], fields[6:14]
     sane = abs(step) <= _STEP_MAX and all(0 <= value < math.inf for value in (seconds, *phases))
     if not sane:
         return None
-    return Record(index, step, wall, end, flags, micro, seconds, tuple(phases), *fields[15:19])
+    return Record(index, step, end, flags, micro, seconds, tuple(phases), *fields[14:18])

@@ -1,7 +1,8 @@
 """Numbers out of what a loop logs, without a wait for the device: never `.item()`, never `float(tensor)`.
 
-A CPU scalar is read from its memory. A CUDA scalar is copied to pinned memory behind an event, and read in a
-later step once the event has passed.
+`log` only takes hold of a tensor (a CPU one with its version, a CUDA one by a copy to pinned memory behind
+an event); the hook's thread reads it from memory later and sets it in the step's record. A tensor that was
+changed in place meanwhile is left out and counted: a later value would be a lie.
 """
 
 from __future__ import annotations
@@ -9,38 +10,66 @@ from __future__ import annotations
 import ctypes
 import struct
 import sys
+from collections import deque
 from numbers import Real
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Deque, Dict, NamedTuple, Optional, Union
 
-PENDING_MAX = 64
-
-
-class Pending(NamedTuple):
-    """A device value on its way: which record's field it is for."""
-
-    record: int
-    field: int
-    buffer: Any
-    event: Any
+PENDING_MAX = 256
 
 
 class BadValueError(Exception):
     """What was logged is no number: text, a tensor of several elements, something else."""
 
 
-def number(value: Any) -> Union[float, Any]:
-    """Return a float, or the tensor itself when it is on a device. Raises BadValueError."""
+class Held(NamedTuple):
+    """A tensor that `log` took hold of. event is None on the host; version tells whether it was changed."""
+
+    tensor: Any
+    event: Any
+    version: int
+
+
+class Pending(NamedTuple):
+    """A value on its way: which record's field it is for."""
+
+    record: int
+    field: int
+    held: Held
+
+
+def number(value: Any) -> Union[float, Held]:
+    """Return a float, or hold of a tensor. Raises BadValueError."""
     kind = type(value)
     if kind is float or kind is int:
         return float(value)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise BadValueError("tensor of several elements")
-        return read_host(value) if value.device.type == "cpu" else value
+        return _hold(torch, value)
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     raise BadValueError(kind.__name__)
+
+
+def _hold(torch: Any, value: Any) -> Held:
+    if value.is_cpu:
+        host = value.detach()  # without its graph, whose memory must not live on because of us
+        return Held(host, None, host._version)
+    if value.is_cuda and value.numel() == 1:
+        buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
+        buffer.copy_(value.detach().reshape(()), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(value.device))
+        return Held(buffer, event, buffer._version)
+    raise BadValueError("tensor of several elements, or elsewhere")
+
+
+def read(held: Held) -> float:
+    """Read what was held. Raises BadValueError for a tensor that was changed since, or is no number."""
+    if held.tensor._version != held.version:
+        raise BadValueError("tensor changed in place")
+    if held.tensor.numel() != 1:
+        raise BadValueError("tensor of several elements")
+    return read_host(held.tensor)
 
 
 def read_host(tensor: Any) -> float:
@@ -67,30 +96,25 @@ _TYPES: Dict[str, Any] = {
 }  # fmt: skip
 
 
-class DeviceValues:
-    """Copies on their way from the device, oldest first; bounded."""
+class Values:
+    """Values on their way, oldest first and bounded: the loop adds, the hook's thread takes."""
 
     def __init__(self) -> None:
-        self._pending: List[Pending] = []
+        self._waiting: Deque[Pending] = deque()
 
-    def add(self, index: int, field: int, tensor: Any) -> bool:
-        """Start a copy without waiting; False when too many are on their way."""
-        if len(self._pending) >= PENDING_MAX:
+    def add(self, record: int, field: int, held: Held) -> bool:
+        """Take one in; False when too many are on their way."""
+        if len(self._waiting) >= PENDING_MAX:
             return False
-        torch = sys.modules["torch"]
-        buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
-        buffer.copy_(tensor.detach().reshape(()), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(tensor.device))
-        self._pending.append(Pending(index, field, buffer, event))
+        self._waiting.append(Pending(record, field, held))
         return True
 
-    def ready(self) -> Optional[Tuple[int, int, float]]:
-        """Return (record, field, value) of the oldest copy if it has arrived, else None."""
-        if not self._pending or not self._pending[0].event.query():
+    def take(self) -> Optional[Pending]:
+        """Return the oldest that has arrived, else None."""
+        if not self._waiting or ((event := self._waiting[0].held.event) is not None and not event.query()):
             return None
-        done = self._pending.pop(0)
-        return done.record, done.field, read_host(done.buffer)
+        return self._waiting.popleft()
 
-    def __len__(self) -> int:
-        return len(self._pending)
+    def waits_for(self, record: int) -> bool:
+        """Tell whether more is on its way for a record."""
+        return bool(self._waiting) and self._waiting[0].record == record

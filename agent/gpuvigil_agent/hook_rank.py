@@ -21,6 +21,7 @@ from gpuvigil_agent.samplers.base import Sample
 from gpuvigil_protos import catalog, entity
 
 ROWS_PER_TICK: Final = 50
+_PENDING_NS: Final = 2_000_000_000
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 # the ring's 8 phases -> the metric of each; init and compile are one
 _PHASE_METRICS: Final = (
@@ -54,7 +55,7 @@ class Rank:
         self.entity = entity.rank(identity.job, identity.rank)
         self.exit_said = False
         self.lost = self.corrupt = 0
-        self.live = Live(0, -1, 0, 0, 0, 0)
+        self.live = Live(0, -1, 0, 0, 0)
         self._next = 0
         self._since_ns = ring_read.header(ring).made_ns
 
@@ -90,7 +91,9 @@ class Rank:
         """Return the steps that ended since the last call, at most ROWS_PER_TICK rows."""
         self._next = min(self._next, self.live.written)  # no writer of ours counts back
         records, lost = ring_read.records(self.ring, self._next, self.live.written)
-        self._next = self.live.written
+        ready = _ready(records, clocks)
+        self._next = records[ready].number if ready < len(records) else self.live.written
+        records = records[:ready]
         self.lost += lost
         share = -(-len(records) // ROWS_PER_TICK) or 1
         chunks = [records[at : at + share] for at in range(0, len(records), share)]
@@ -113,7 +116,7 @@ class Rank:
             catalog.RANK_LOSS: last.loss,
             catalog.RANK_GRADIENT_NORM: last.gradient_norm,
             catalog.RANK_CUDA_ALLOCATED_BYTES: last.allocated,
-            catalog.RANK_STEP_FLAGS: float(flags & 0xFFFF),
+            catalog.RANK_STEP_FLAGS: float(flags & 0xFFFF & ~layout.FLAG_PENDING),
         }
         for place, metric in enumerate(_PHASE_METRICS):
             values[metric] = _mean(record.phases[place] for record in chunk)
@@ -149,6 +152,14 @@ class Rank:
         self.ring.close()
         self.control.close()
         os.close(self.pidfd)
+
+
+def _ready(records: list[Record], clocks: Clocks) -> int:
+    """Count the records before the first whose values are still on their way, and not for long."""
+    for place, record in enumerate(records):
+        if record.flags & layout.FLAG_PENDING and clocks.monotonic_ns - record.end_ns < _PENDING_NS:
+            return place
+    return len(records)
 
 
 def _mean(values: Iterator[float]) -> float:
