@@ -12,29 +12,24 @@ What is used wrongly (a step in a step, text for a loss) is counted and shown to
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import os
 from threading import get_ident
 from time import monotonic_ns
-from typing import Any, Callable, List, Optional, Tuple, TypeVar
+from typing import Any, List, Optional, Tuple
 
 from gpuvigil import layout
+from gpuvigil.fields import EMPTY, GRADIENT, LOSS, PHASE_CODES, SECONDS
+from gpuvigil.handles import Phase, Step
 from gpuvigil.identity import identity
 from gpuvigil.link import Link
 from gpuvigil.ring import Control, Ring
 from gpuvigil.values import BadValueError, Held, Values, number, read
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _NAN = math.nan
-_PHASE_CODES = {name: code for code, name in enumerate(layout.PHASES)}
 _FAULT = {name: place for place, name in enumerate(layout.FAULTS)}
-# places among a record's numbers
-_SECONDS, _TOKENS, _LOSS, _GRADIENT = 0, 9, 10, 11
-_CHECKPOINT, _EVAL = _PHASE_CODES["checkpoint"], _PHASE_CODES["eval"]  # a phase's time lies at its code
-_EMPTY = [0.0] * _TOKENS + [_NAN] * 4
-_NOT_FINITE = {_LOSS: layout.FLAG_LOSS, _GRADIENT: layout.FLAG_GRADIENT}
+_CHECKPOINT, _EVAL = PHASE_CODES["checkpoint"], PHASE_CODES["eval"]
+_NOT_FINITE = {LOSS: layout.FLAG_LOSS, GRADIENT: layout.FLAG_GRADIENT}
 
 
 class Monitor:
@@ -57,15 +52,15 @@ class Monitor:
         self._step_number = -1
         self._began = self._last_end = self._since = 0
         self._stack: List[int] = []
-        self._numbers = _EMPTY[:]
+        self._numbers = EMPTY[:]
         self._flags = self._micro = 0
         self._held: List[Tuple[int, Held]] = []
         self._values = Values()
-        self._empty_step = _Step(self)
+        self._empty_step = Step(self)
 
     # --- what a loop uses
 
-    def step(self, number: Optional[int] = None) -> _Step:
+    def step(self, number: Optional[int] = None) -> Step:
         """Enter one step: `with monitor.step() as s`, or `@monitor.step()` over a function that does one.
 
         number: the loop's own count where it resumes from a checkpoint; else it goes on by one.
@@ -77,13 +72,13 @@ class Monitor:
                 self.fault("bad_value")
         return self._empty_step
 
-    def phase(self, name: str) -> _Phase:
+    def phase(self, name: str) -> Phase:
         """Enter a part of the step: data, forward, backward, optimizer, checkpoint, eval, init or compile.
 
         What lies between two steps (a loader's wait) counts to the next one. Phases may nest; each second
         counts to the innermost.
         """
-        return _Phase(self, name)
+        return Phase(self, name)
 
     def micro_step(self) -> None:
         """Count a micro-step: gradient accumulation makes several of them one step."""
@@ -149,7 +144,7 @@ class Monitor:
         if not last:
             flags |= layout.FLAG_FIRST
             last = self._began
-        numbers[_SECONDS] = (now - last) * 1e-9
+        numbers[SECONDS] = (now - last) * 1e-9
         if numbers[_CHECKPOINT]:
             flags |= layout.FLAG_CHECKPOINT
         if numbers[_EVAL]:
@@ -161,7 +156,7 @@ class Monitor:
             index = self._ring.record(self._step_number, now, flags, self._micro or 1, numbers)  # type: ignore[union-attr]
             if self._held:
                 self._hand_over(index)
-        self._numbers = _EMPTY[:]
+        self._numbers = EMPTY[:]
         self._flags = self._micro = 0
 
     def _hand_over(self, index: int) -> None:
@@ -192,122 +187,12 @@ class Monitor:
             return
         if type(found) is Held:
             self._held.append((field, found))
-        elif field != _LOSS and found < 0:  # type: ignore[operator]
+        elif field != LOSS and found < 0:  # type: ignore[operator]
             self.fault("bad_value")
         elif math.isfinite(found):  # type: ignore[arg-type]
             self._numbers[field] = found  # type: ignore[assignment]
         else:
             self._flags |= _NOT_FINITE.get(field, 0)
-
-
-class _Step:
-    """What `monitor.step()` gives: a context manager, and a decorator for a function that does one step."""
-
-    __slots__ = ("_monitor",)
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
-    def __enter__(self) -> _Step:
-        monitor = self._monitor
-        try:
-            if monitor._owner != get_ident() and not monitor._ready():
-                return self
-            if monitor._began:
-                monitor.fault("nested_step")
-                monitor._end_step(False)
-            now = monotonic_ns()
-            if monitor._stack:
-                monitor._account(now)
-            monitor._began = now
-            monitor._step_number += 1
-        except Exception:  # noqa: BLE001 - the training loop never fails because of us
-            swallowed(monitor)
-        return self
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        monitor = self._monitor
-        try:
-            if monitor._began and monitor._owner == get_ident():
-                monitor._end_step(kind is not None)
-        except Exception:  # noqa: BLE001 - as above
-            swallowed(monitor)
-
-    def __call__(self, function: _F) -> _F:
-        return _around(self._monitor.step, function)
-
-    def log(self, loss: Any = None, tokens: Any = None, grad_norm: Any = None, **unknown: Any) -> None:
-        """Log numbers of this step: floats, or tensors of one element. Other names are counted, not kept."""
-        monitor = self._monitor
-        try:
-            if monitor._owner != get_ident() and not monitor._ready():
-                return
-            if not monitor._began:
-                monitor.fault("log_outside_step")
-                return
-            if loss is not None:
-                monitor._log(_LOSS, loss)
-            if tokens is not None:
-                monitor._log(_TOKENS, tokens)
-            if grad_norm is not None:
-                monitor._log(_GRADIENT, grad_norm)
-            for _ in unknown:
-                monitor.fault("bad_value")
-        except Exception:  # noqa: BLE001 - as above
-            swallowed(monitor)
-
-    def micro_step(self) -> None:
-        """Count a micro-step of gradient accumulation."""
-        self._monitor._micro += 1
-
-
-class _Phase:
-    """What `monitor.phase(name)` gives: a context manager and a decorator."""
-
-    __slots__ = ("_code", "_monitor", "_name")
-
-    def __init__(self, monitor: Monitor, name: str) -> None:
-        self._monitor, self._name = monitor, name
-        self._code = _PHASE_CODES.get(name, 0) if isinstance(name, str) else 0
-
-    def __enter__(self) -> None:
-        monitor = self._monitor
-        try:
-            if monitor._owner != get_ident() and not monitor._ready():
-                return
-            if self._code:
-                monitor._enter_phase(self._code)
-            else:
-                monitor.fault("unknown_phase")
-        except Exception:  # noqa: BLE001 - as above
-            swallowed(monitor)
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        monitor = self._monitor
-        try:
-            if self._code and monitor._owner == get_ident():
-                monitor._leave_phase()
-        except Exception:  # noqa: BLE001 - as above
-            swallowed(monitor)
-
-    def __call__(self, function: _F) -> _F:
-        name = self._name
-        return _around(lambda: self._monitor.phase(name), function)
-
-
-def _around(enter: Callable[[], Any], function: _F) -> _F:
-    @functools.wraps(function)
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        with enter():
-            return function(*arguments, **named)
-
-    return wrapped  # type: ignore[return-value]
-
-
-def swallowed(monitor: Monitor) -> None:
-    """Count what we swallowed: the contract of the hook is that a loop never fails because of us."""
-    with contextlib.suppress(Exception):  # not even for that
-        monitor.fault("internal")
 
 
 monitor = Monitor()

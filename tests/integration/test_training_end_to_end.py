@@ -54,40 +54,46 @@ def incident(web: int, fault_class: str) -> dict | None:
     return found[0] if found else None
 
 
+def seen(web: int) -> None:
+    """The job is on API, CLI and metrics endpoint, with what its loop told."""
+    job = stack.wait_for(
+        lambda: next((r for r in get(web, "jobs")["items"] if (r["step"] or 0) > 60), None), 60, "steps"
+    )
+    assert (job["job"], job["state"], job["ranks_up"], job["ranks"]) == ("pair", "running", 2, 2)
+    assert job["nodes"] == ["trainer"]
+    assert 0.05 < job["step_seconds"] < 0.5
+    assert 0.04 < job["phases"]["forward"] < 0.2 and job["phases"]["data"] > 0.005
+    assert 0 < job["loss"] < 0.1
+    shown = cli(web, "status")
+    assert "pair" in shown and "2/2" in shown and "forward" in shown
+    assert json.loads(cli(web, "status", "--json"))["jobs"][0]["job"] == "pair"
+    page = stack.fetch(f"http://127.0.0.1:{web}/metrics")
+    assert 'gpuvigil_job_step{training_job="pair"}' in page
+    assert 'gpuvigil_job_phase_seconds{phase="forward",training_job="pair"}' in page
+
+
+def stopped_and_named(web: int, pid: int) -> None:
+    """A rank that is stopped holds the job: suspected in time, then named for certain; and it clears."""
+    os.kill(pid, signal.SIGSTOP)
+    began = time.time()
+    hang = stack.wait_for(lambda: incident(web, "hang"), 60, "the hang")
+    assert hang["opened_ns"] / 1e9 - began < 45, "suspected within max(3 x p99, 15 s), slack of 3"
+    hang = stack.wait_for(lambda: certain(incident(web, "hang")), 30, "the verdict")
+    assert hang["target"] == "trainer/rank:pair/1"
+    assert "rank 1 holds it: no thread of its process has run" in hang["cause"]
+    os.kill(pid, signal.SIGCONT)
+    stack.wait_for(lambda: incident(web, "hang") is None, 90, "the hang resolved")
+
+
+def certain(row: dict | None) -> dict | None:
+    return row if row is not None and row["severity"] == "critical" else None
+
+
 @pytest.mark.slow
 def test_a_job_is_seen_and_what_stops_or_kills_a_rank_is_named(tmp_path: Path) -> None:
     with fleet(tmp_path) as (web, pids):
-        job = stack.wait_for(
-            lambda: next((row for row in get(web, "jobs")["items"] if (row["step"] or 0) > 60), None),
-            60,
-            "steps",
-        )
-        assert (job["job"], job["state"], job["ranks_up"], job["ranks"]) == ("pair", "running", 2, 2)
-        assert job["nodes"] == ["trainer"]
-        assert 0.05 < job["step_seconds"] < 0.5
-        assert 0.04 < job["phases"]["forward"] < 0.2 and job["phases"]["data"] > 0.005
-        assert 0 < job["loss"] < 0.1
-        shown = cli(web, "status")
-        assert "pair" in shown and "2/2" in shown and "forward" in shown
-        assert json.loads(cli(web, "status", "--json"))["jobs"][0]["job"] == "pair"
-        page = stack.fetch(f"http://127.0.0.1:{web}/metrics")
-        assert 'gpuvigil_job_step{training_job="pair"}' in page
-        assert 'gpuvigil_job_phase_seconds{phase="forward",training_job="pair"}' in page
-
-        os.kill(pids[1], signal.SIGSTOP)
-        stopped = time.time()
-        hang = stack.wait_for(lambda: incident(web, "hang"), 60, "the hang")
-        assert hang["opened_ns"] / 1e9 - stopped < 45, "suspected within max(3 x p99, 15 s), slack of 3"
-        hang = stack.wait_for(
-            lambda: (one := incident(web, "hang")) and one["severity"] == "critical" and one,
-            30,
-            "the verdict",
-        )
-        assert hang["target"] == "trainer/rank:pair/1"
-        assert "rank 1 holds it: no thread of its process has run" in hang["cause"]
-        os.kill(pids[1], signal.SIGCONT)
-        stack.wait_for(lambda: incident(web, "hang") is None, 90, "the hang resolved")
-
+        seen(web)
+        stopped_and_named(web, pids[1])
         os.kill(pids[1], signal.SIGKILL)
         killed = time.time()
         dead = stack.wait_for(lambda: incident(web, "process_dead"), 20, "the death")

@@ -68,7 +68,17 @@ def test_every_stage_is_timed(rig):
         for sample in family.samples
         if sample.name.endswith("_count") and sample.value == 1
     }
-    line = {"snapshot", "structural", "rules", "statistical", "incidents", "retire", "journal", "export"}
+    line = {
+        "snapshot",
+        "structural",
+        "rules",
+        "training",
+        "statistical",
+        "incidents",
+        "retire",
+        "journal",
+        "export",
+    }
     assert stages == line
 
 

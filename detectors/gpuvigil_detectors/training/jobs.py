@@ -15,7 +15,7 @@ from gpuvigil_detectors.base import FactEvent, Float32, Int64, Snapshot, StepRow
 from gpuvigil_protos.entity import job_and_rank_of
 
 SECOND_NS: Final = 1_000_000_000
-STEPS_KEPT: Final = 512
+STEPS_KEPT: Final = 500
 JOBS_MAX: Final = 2000
 _KEEP_NS: Final = 3600 * SECOND_NS
 # what is kept of each step, in this order
