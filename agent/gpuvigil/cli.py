@@ -16,6 +16,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     if arguments and arguments[0] in _AGENT_COMMANDS:
         return _run_agent(arguments)
     if importlib.util.find_spec("gpuvigil_cli") is None or importlib.util.find_spec("typer") is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_HELP)  # noqa: T201
+            return 0
         return _missing("collector", arguments)
     from gpuvigil_cli.__main__ import main as cli_main  # noqa: PLC0415
 

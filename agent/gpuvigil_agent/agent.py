@@ -29,6 +29,7 @@ from gpuvigil_protos.v1 import stream_pb2 as pb
 
 _DRAIN_S: Final = 1.0
 _STATUS_TICKS: Final = 5
+_QUIET: Final = frozenset({"xid", "sxid", "kernel", "collectives"})  # the kernel's own log has these
 _log = log.get("agent")
 
 
@@ -62,15 +63,16 @@ class Agent:
 
     async def run(self) -> None:
         """Start every part, tick until `stop`, end every part. Raises SpoolError and ConfigError at start."""
-        self.spool.open()
-        if self.config.metrics.address:
+        if self.config.metrics.address:  # first: a port that is taken must not look like a crash of the spool
             self.endpoint = metrics.serve(self, self.config.metrics.address)
+        self.spool.open()
         await self.driver.start()
         link = asyncio.ensure_future(self.stream.run())
         self.kernel.start()
         self.hook.start()
         if self.spool.writer.counters["unclean_starts"]:
-            self._tell("the agent did not end cleanly; up to one sync interval of samples may be lost")
+            seconds = max(self._flush_interval_s, self.config.spool.sync_interval)
+            self._tell(f"the agent did not end cleanly; up to {seconds:g} s of samples may be lost")
         self._notify.ready(self.status())
         _log.info("agent_started", node=self.node, driver=self.driver.state, spool=str(self.spool.directory))
         try:
@@ -129,6 +131,9 @@ class Agent:
         )
 
     def _on_event(self, event: AgentEvent) -> None:
+        if event.kind not in _QUIET:  # the journal of the node says what it knows, collector or none
+            _log.warning("node_event", kind=event.kind, origin=event.origin, entity=event.entity,
+                         code=event.code, text=event.text[:200])  # fmt: skip
         self.events.add(event)
 
     def _inventory(self) -> pb.Inventory:

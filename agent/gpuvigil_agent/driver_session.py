@@ -12,7 +12,7 @@ from typing import Final
 
 from gpuvigil_agent import driver_frames as frames
 from gpuvigil_agent.driver_budget import Budget
-from gpuvigil_agent.driver_errors import DriverAbsent, DriverError, GpuLost, OverBudget
+from gpuvigil_agent.driver_errors import BadArgument, DriverAbsent, DriverError, GpuLost, OverBudget
 from gpuvigil_agent.driver_events import XidWatch
 from gpuvigil_agent.driver_slot import Slot
 from gpuvigil_agent.driver_worker import Outbox, Worker
@@ -33,6 +33,7 @@ class Session:
         self._frames: list[frames.Up] = []
         self._slots: dict[int, Slot] = {}
         self._opening: set[int] = set()
+        self._refused: set[int] = set()  # indices whose board did not open for a reason of its own
         self._skip: set[int] = set()
         self._count = 0
         self._rescan_at = 0.0
@@ -71,7 +72,7 @@ class Session:
     def inventory_frame(self) -> list[frames.Up]:
         """Return the inventory if it has changed since it was sent last."""
         gpus = [_info(slot.device) for slot in self._slots.values() if slot.device is not None]
-        inventory = frames.Inventory(self._version, gpus, complete=not self._opening)
+        inventory = frames.Inventory(self._version, gpus, complete=not self._opening and not self._refused)
         if not self._version or inventory == self._inventory_sent:
             return []
         self._inventory_sent = inventory
@@ -153,9 +154,13 @@ class Session:
             self._rescan_at = min(self._rescan_at, time.monotonic() + 1)
             return
         self._opening.discard(slot.index)
+        self._refused.discard(slot.index)
         if isinstance(result, DriverAbsent):
             self.end(str(result))
         if isinstance(result, DriverError):
+            # a passing error is no proof that the board is gone: the list stays open until it is known
+            if not isinstance(result, GpuLost | BadArgument):
+                self._refused.add(slot.index)
             return
         if any(
             other.device is not None and other.device.uuid == result.uuid for other in self._slots.values()

@@ -6,6 +6,8 @@ A board at the bus address of a missing one is its replacement: the old one is t
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,8 @@ class GpuInventory:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._known: dict[str, GpuInfo] = {}
+        self._draft: bytes | None = None
+        self._writing = threading.Lock()
         for gpu in self._load():  # presumed to be there until a complete list says otherwise
             self._known[gpu.uuid] = msgspec.structs.replace(gpu, seen=True)
 
@@ -72,10 +76,27 @@ class GpuInventory:
             return []
 
     def _store(self) -> None:
-        """Replace the file whole, so that a crash leaves the old or the new one."""
-        if self._path is None:
-            return
-        draft = self._path.with_suffix(".new")
-        with contextlib.suppress(OSError):
-            draft.write_bytes(msgspec.json.encode(list(self.gpus)))
-            draft.replace(self._path)
+        """Have the file replaced whole, in a thread: a disk that hangs holds up no tick."""
+        if self._path is not None:
+            self._draft = msgspec.json.encode(list(self.gpus))
+            if not self._writing.locked():
+                threading.Thread(
+                    target=self._write, args=(self._path,), name="inventory", daemon=True
+                ).start()
+
+    def _write(self, path: Path) -> None:
+        """Write the newest draft, until there is no newer one; a crash leaves the old or the new file."""
+        with self._writing, contextlib.suppress(OSError):
+            while (draft := self._draft) is not None:
+                fresh = path.with_suffix(".new")
+                fresh.write_bytes(draft)
+                fresh.replace(path)
+                if self._draft is draft:
+                    self._draft = None
+
+    def settle(self, within_s: float) -> bool:
+        """Wait until what is known is on disk; False when the disk does not answer in time."""
+        deadline = time.monotonic() + within_s
+        while self._draft is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._draft is None

@@ -50,7 +50,9 @@ def serve(agent: Agent, address: str) -> MetricsServer:
 
 def _families(agent: Agent) -> Iterator[Family]:
     indices = {gpu.uuid: str(gpu.index) for gpu in agent.driver.gpus}
-    yield from sample_families(agent.node, indices, agent.collect.latest.samples())
+    gone = {gpu.uuid for gpu in agent.driver.gpus if not gpu.seen}
+    present = (s for s in agent.collect.latest.samples() if gpu_uuid_of(s.entity) not in gone)
+    yield from sample_families(agent.node, indices, present)
     yield from _gpu_families(agent)
     yield from health_families(agent)
 

@@ -191,7 +191,7 @@ def _explain(kind: str, code: int, rule: str, group: list[AgentEvent]) -> tuple[
     if kind == "kernel":
         row = next((row for row in book.fact if rule in row.rules), None)
         return (row.code, row) if row is not None else None
-    names = {"gpu_lost": "gpu_lost", "driver_stuck": "driver_hung", "driver_crashed": "driver_hung"}
+    names = {"gpu_lost": "gpu_lost", "driver_stuck": "driver_hung", "driver_crashed": "driver_crashed"}
     return (names[kind], facts[names[kind]]) if kind in names else None
 
 

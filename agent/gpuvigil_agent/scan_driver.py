@@ -13,6 +13,7 @@ from gpuvigil_agent.config import AgentConfig
 from gpuvigil_agent.driver_client import DriverClient
 from gpuvigil_agent.scan_checks import Facts
 from gpuvigil_protos import entity
+from gpuvigil_protos.catalog import GPU_DRIVER_CALL_SECONDS
 
 _SESSION_S: Final = 5.0  # of the 10 s that a scan may take
 _HUNG_S: Final = 1.5
@@ -48,7 +49,8 @@ async def _read(client: DriverClient, facts: Facts) -> None:
 
 def _silent(client: DriverClient, facts: Facts) -> list[str]:
     """Return the entities of GPUs that the driver lists and that gave no reading."""
-    heard = {name for _, name in facts.readings}
+    own = GPU_DRIVER_CALL_SECONDS.name  # how long we waited is no reading of the board
+    heard = {name for metric, name in facts.readings if metric != own}
     return [entity.gpu(gpu.uuid) for gpu in client.gpus if gpu.seen and entity.gpu(gpu.uuid) not in heard]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from gpuvigil_cli.client import Json
-from gpuvigil_cli.text import clock, duration, markup, since
+from gpuvigil_cli.text import clock, duration, markup, short, since
 
 SEVERITY_STYLE = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -111,7 +112,15 @@ def show_incidents(console: Console, incidents: list[Json], *, every: bool) -> N
         opened = clock(row.get("opened_ns"))
         console.print(
             f"[bold]{markup(row.get('id', ''), 100)}[/]  {severity(row)}  "
-            f"{markup(row.get('class', ''), 60)}  {markup(row.get('target', ''), 260)}  "
+            f"{markup(row.get('class', ''), 60)}  {short(row.get('target', ''), 260)}  "
             f"{markup(row.get('state', ''), 20)}  since {opened}"
         )
-        console.print(f"    {markup(row.get('cause', ''))}")
+        indented(console, 4, short(row.get("cause", "")))
+
+
+def indented(console: Console, by: int, text: str) -> None:
+    """Print markup under an indent that its wrapped lines keep; one line where nobody's screen wraps it."""
+    if console.is_terminal:
+        console.print(Padding(text, (0, 0, 0, by)))
+    else:
+        console.print(" " * by + text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import unicodedata
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 from rich.markup import escape
 
 _TEXT_MAX_CHARACTERS: Final = 2000
+_UUID: Final = re.compile(r"((?:GPU|MIG)-[0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NEVER = "-"
 
 
@@ -33,6 +35,11 @@ def _visible(character: str) -> str:
 def markup(value: object, limit: int = _TEXT_MAX_CHARACTERS) -> str:
     """Clean text and escape rich's markup, so that `[red]` in a node's note stays text."""
     return escape(clean(value, limit))
+
+
+def short(value: object, limit: int = _TEXT_MAX_CHARACTERS) -> str:
+    """As `markup`, with a GPU's UUID cut to its first 8 digits: enough to tell GPUs apart on a screen."""
+    return markup(_UUID.sub(r"\1…", str(value)), limit)
 
 
 def clock(time_ns: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from gpuvigil_cli.client import Json
-from gpuvigil_cli.show import severity
+from gpuvigil_cli.show import indented, severity
 from gpuvigil_cli.text import clock, markup, number
 
 _ROLES = {"cause": 0, "symptom": 1}
@@ -52,10 +52,10 @@ def _findings(console: Console, findings: list[Json]) -> None:
             f"{place:3}. {markup(row.get('role', ''), 20)}: {markup(row.get('sentence', ''))}",
             highlight=False,
         )
-        console.print(
-            f"     {says} on {markup(row.get('entity', ''), 260)}, {severity(row)}, "
-            f"since {clock(row.get('start_ns'))}, origin {markup(row.get('origin', ''), 40)}{_numbers(row)}"
-        )
+        indented(
+            console, 5, f"{says} on {markup(row.get('entity', ''), 260)}, {severity(row)}, "
+            f"since {clock(row.get('start_ns'))}, origin {markup(row.get('origin', ''), 40)}{_numbers(row)}",
+        )  # fmt: skip
         for key, value in _evidence(row):
             console.print(f"       {markup(key, 60)}: {markup(number(value), 300)}")
 
@@ -88,4 +88,4 @@ def _journal(console: Console, journal: list[Json]) -> None:
         console.print("\njournal")
     for row in journal:
         what, detail = markup(row.get("what", ""), 80), markup(row.get("detail", ""), 600)
-        console.print(f"  {clock(row.get('time_ns'))}  {what}{'  ' + detail if detail else ''}")
+        indented(console, 2, f"{clock(row.get('time_ns'))}  {what}{'  ' + detail if detail else ''}")

@@ -7,6 +7,7 @@ factor of a thousand. Every refusal names the file, the key, what was expected a
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import ssl
 import tomllib
@@ -249,4 +250,7 @@ def _printable(text: str) -> str:
 def is_loopback(address: str) -> bool:
     """Tell whether `host:port` is on this machine: 127.0.0.0/8, ::1, localhost or a Unix socket."""
     host = address.rpartition(":")[0].strip("[]") if not address.startswith("unix:") else "localhost"
-    return host in {"localhost", "::1"} or re.match(r"127(\.\d{1,3}){3}\Z", host) is not None
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

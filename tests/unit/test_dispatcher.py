@@ -29,3 +29,10 @@ def test_a_part_that_is_not_installed_is_named(tmp_path: Path, arguments: list[s
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert f"pip install 'gpuvigil[{extra}]'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_says_what_each_part_gives(tmp_path: Path, arguments: list[str]) -> None:
+    done = run_bare(tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gpuvigil scan" in done.stdout and "gpuvigil[collector]" in done.stdout

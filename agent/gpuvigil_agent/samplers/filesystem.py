@@ -24,6 +24,7 @@ _ANYWHERE: Final = {"/": frozenset({"overlay"}), "/dev/shm": frozenset({"tmpfs"}
 _READONLY: Final = frozenset({"ro", "emergency_ro", "shutdown"})
 _MOUNTS_MAX: Final = 64
 _ANSWER_S: Final = 0.5
+_HIDDEN = "/inaccessible/dir"  # what systemd puts over a folder that a unit may not see
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 _log = log.get("filesystem")
 
@@ -118,7 +119,7 @@ def local_mounts(text: str, only: frozenset[str] = frozenset()) -> list[Mount]:
     for line in text.splitlines():
         head, separator, tail = line.partition(" - ")
         fields, source = head.split(" "), tail.split(" ")
-        if not separator or len(fields) < 6 or len(source) < 3:
+        if not separator or len(fields) < 6 or len(source) < 3 or fields[3].endswith(_HIDDEN):
             continue
         point = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), fields[4])
         kind, device = source[0], fields[2]

@@ -6,6 +6,7 @@ A file is checked as a whole, also the faults of other nodes, so that a mistake 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -18,6 +19,9 @@ from gpuvigil_protos import settings
 from gpuvigil_protos.settings import ConfigError
 
 VERSION = 1
+_POSITIVE = frozenset({"gone_in", "full_in", "xids", "resistance_factor", "latency_factor"})
+_MOST = {"clock_share": 1.0, "generation": 7, "width": 32, "link": 63, "latency_factor": 1e6,
+         "errors_per_second": 1e9, "resistance_factor": 100.0}  # fmt: skip
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -92,8 +96,14 @@ def _fault(table: object, origin: str) -> Fault:
 
 def _check(fault: Fault, origin: str) -> None:
     for name, value in msgspec.structs.asdict(fault).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{origin}: {name}: expected a finite number, got {value}")
         if name != "duration" and isinstance(value, int | float) and value < 0:
             raise ConfigError(f"{origin}: {name}: expected 0 or more, got {value}")
+        if name in _POSITIVE and not value:
+            raise ConfigError(f"{origin}: {name}: expected more than nothing, got {value!r}")
+        if name in _MOST and value > _MOST[name]:
+            raise ConfigError(f"{origin}: {name}: expected at most {_MOST[name]}, got {value}")
         if isinstance(value, list) and any(isinstance(item, int) and item < 0 for item in value):
             raise ConfigError(f"{origin}: {name}: expected numbers of 0 or more, got {value}")
     if fault.duration is not None and fault.duration <= 0:

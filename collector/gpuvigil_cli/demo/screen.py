@@ -5,7 +5,6 @@ With --json everything goes to standard error, so that standard output holds the
 
 from __future__ import annotations
 
-import re
 import time
 from types import TracebackType
 
@@ -15,10 +14,8 @@ from rich.text import Text
 
 from gpuvigil_cli.client import Json
 from gpuvigil_cli.demo.match import Fault, Outcome, Verdict
-from gpuvigil_cli.show import severity, table
-from gpuvigil_cli.text import duration, markup
-
-_UUID = re.compile(r"(GPU-[0-9a-f]{8})-[0-9a-f-]{27}")  # the lines above the table have it whole
+from gpuvigil_cli.show import indented, severity, table
+from gpuvigil_cli.text import duration, markup, short
 
 
 class Screen:
@@ -59,22 +56,22 @@ class Screen:
             if fault.silent
             else f"expected: {markup(fault.fault_class, 60)} within {duration(limit_s)}"
         )
-        self.say(f"[magenta]set[/]    {markup(fault.fault, 80)} on {markup(fault.target, 260)} ({expected})")
+        self.say(f"[magenta]set[/]    {markup(fault.fault, 80)} on {short(fault.target, 260)} ({expected})")
 
     def found(self, verdict: Verdict) -> None:
         """Say what the collector found, how long after onset, and why."""
         row = verdict.incident or {}
         self.say(
-            f"[green]found[/]  {markup(row.get('class'), 60)} on {markup(row.get('target'), 260)} "
+            f"[green]found[/]  {markup(row.get('class'), 60)} on {short(row.get('target'), 260)} "
             f"[bold]{_delay(verdict)} after onset[/] ({severity(row)})"
         )
-        self.console.print(f"          {markup(row.get('cause', ''))}")
+        indented(self.console, 10, short(row.get("cause", "")))
 
     def unmatched(self, row: Json) -> None:
         """Say that an incident opened that matches no fault so far."""
-        about = f"{markup(row.get('class'), 60)} on {markup(row.get('target'), 260)}"
+        about = f"{markup(row.get('class'), 60)} on {short(row.get('target'), 260)}"
         self.say(f"[red]alarm[/]  {about} matches no fault so far")
-        self.console.print(f"          {markup(row.get('cause', ''))}")
+        indented(self.console, 10, short(row.get("cause", "")))
 
     def result(self, outcome: Outcome, urls: dict[str, str]) -> None:
         """Print injected against found, false alarms, and where to look."""
@@ -85,7 +82,7 @@ class Screen:
                 markup(verdict.fault.fault, 80),
                 markup(_found_words(verdict), 80),
                 _delay(verdict),
-                markup(_UUID.sub(r"\1…", verdict.fault.target), 260),
+                short(verdict.fault.target, 260),
             )
         self.console.print()
         self.console.print(rows)
