@@ -1,8 +1,10 @@
 """How much one collector takes: 1,000 nodes of 8 GPUs at 1 Hz, then more until it breaks.
 
-Generators are processes of their own; on a machine with more than 2 cores the collector is pinned to 2 and
-the generators to the rest, so that they cannot be what saturates.
-usage: bench_collector_load.py [--quick] [--nodes 1000] [--seconds 60] [--no-break] [--nodes-max 12000]
+Generators are processes of their own, far cheaper than what they load; on a machine with more than 2 cores
+the collector is pinned to 2 and the generators to the rest. The load grows by half until a level breaks, then
+the step is halved once.
+usage: bench_collector_load.py [--quick] [--nodes 1000] [--seconds 60] [--workers 1] [--no-break]
+       [--nodes-max 12000]
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ NODES_PER_GENERATOR = 500
 STEP = 1.5
 SETTLE_SECONDS = 15.0
 LEARNED_SECONDS = 100.0  # by then the statistical stage has learned, and costs what it costs for good
+RAISED_SECONDS = 40.0
+RAISED_SETTLE_SECONDS = 75.0
+SATURATED = 0.9  # of a core: a process of one busy thread has no more to give
 WINDOW_SECONDS = 5.0
 ACK_P99_MAX_S = 1.0
 TICK_P99_MAX_S = 1.0
@@ -80,7 +85,11 @@ class Result:
         late = quantile(self.late, 0.99) * 1e3
         words = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         busiest = max(shares, key=shares.__getitem__)
-        return f"busiest: {busiest} ({words} of a core; generator late p99 {late:.0f} ms)"
+        full = f"{busiest} saturates its core" if shares[busiest] >= SATURATED else f"busiest is {busiest}"
+        return (
+            f"{full} ({words} of a core, {100 * sum(shares.values()):.0f} % of "
+            f"{100 * (os.cpu_count() or 1)} % in all; generator late p99 {late:.0f} ms)"
+        )
 
 
 def quantile(histogram: Counter[int], q: float) -> float:
@@ -122,10 +131,11 @@ def start_generators(
     return started
 
 
-def measure(nodes: int, seconds: float, settle: float, profile: Path) -> Result:
+def measure(nodes: int, seconds: float, settle: float, profile: Path, workers: int) -> Result:
     """Run one level against a fresh collector."""
     with harness.Lab() as lab:
-        collector = harness.start_collector(lab, series_capacity=1 << 24 if nodes > 1000 else 1 << 20)
+        capacity = 1 << 24 if nodes > 1000 else 1 << 20
+        collector = harness.start_collector(lab, series_capacity=capacity, workers=workers)
         pin(collector.process.pid, [0, 1])
         generators = start_generators(lab, collector, profile, nodes, seconds, settle)
         time.sleep(settle + 2)  # the last generator's measured time begins within these 2 s
@@ -217,6 +227,22 @@ HEADER = (
 )  # fmt: skip
 
 
+def raise_until_broken(first: Result, options: argparse.Namespace, profile: Path) -> list[Result]:
+    """Add half until a level breaks, then try half way back. Every level is printed as it ends."""
+    results = [first]
+
+    def level(nodes: int) -> Result:
+        results.append(measure(nodes, RAISED_SECONDS, RAISED_SETTLE_SECONDS, profile, options.workers))
+        harness.print_table(f"{nodes} nodes", HEADER, [row(results[-1])])
+        return results[-1]
+
+    while not results[-1].broken() and (nodes := round(results[-1].nodes * STEP)) <= options.nodes_max:
+        level(nodes)
+    if len(results) > 1 and results[-1].broken():
+        level((results[-2].nodes + results[-1].nodes) // 2)
+    return sorted(results, key=lambda result: result.nodes)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -224,11 +250,12 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--nodes-max", type=int, default=12_000)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--no-break", action="store_true")
     options = parser.parse_args()
     seconds = 24.0 if options.quick else options.seconds
     settle = SETTLE_SECONDS if options.quick else LEARNED_SECONDS
-    print(f"## Collector under load\n\n{harness.machine()}")
+    print(f"## Collector under load, {options.workers} ingest workers\n\n{harness.machine()}")
     with harness.Lab() as lab:
         path, profile = node_profile.capture(lab)
         harness.print_table(
@@ -236,18 +263,12 @@ def main() -> None:
             ("period", "series", "bytes a tick"),
             node_profile.describe(profile),
         )
-        nodes, results = options.nodes, [measure(options.nodes, seconds, settle, path)]
-        harness.print_table("Load", HEADER, [row(results[0])])
-        while (
-            not (options.no_break or results[-1].broken())
-            and (nodes := round(nodes * STEP)) <= options.nodes_max
-        ):
-            results.append(measure(nodes, seconds, settle, path))
-            harness.print_table(f"{nodes} nodes", HEADER, [row(results[-1])])
+        first = measure(options.nodes, seconds, settle, path, options.workers)
+        harness.print_table("Load", HEADER, [row(first)])
+        results = [first] if options.no_break or options.quick else raise_until_broken(first, options, path)
     harness.print_table("Until it breaks", HEADER, [row(result) for result in results])
-    print(f"\nAt {results[-1].nodes} nodes: {results[-1].limiting()}")
-    if (os.cpu_count() or 1) <= 2:
-        print("Collector and generators shared 2 cores: the generators' share is not the collector's to use.")
+    for result in results:
+        print(f"\n{result.nodes} nodes: {'breaks' if result.broken() else 'holds'}; {result.limiting()}")
 
 
 if __name__ == "__main__":
