@@ -26,6 +26,7 @@ from gpuvigil_protos.v1 import stream_pb2 as pb
 
 METHOD = "/gpuvigil_protos.v1.TelemetryService/Stream"
 BUCKETS = 50
+MARKS = ("received", "durable")
 LATENCY_STEP = 1.1  # width of a latency bucket: 10 %
 
 
@@ -36,7 +37,7 @@ class Totals:
         self.measuring = False
         self.sent = self.acked = self.lost_streams = self.bytes = 0
         self.refused: Counter[str] = Counter()
-        self.latency: Counter[int] = Counter()
+        self.latency: dict[str, Counter[int]] = {mark: Counter() for mark in MARKS}
         self.late: Counter[int] = Counter()
         self.errors: Counter[str] = Counter()
 
@@ -55,7 +56,7 @@ class Node:
         self.name = f"load-{number:05}"
         self._profile, self._totals = profile, totals
         self._sequence = 0
-        self._waiting: deque[tuple[int, float]] = deque()
+        self._waiting: dict[str, deque[tuple[int, float]]] = {mark: deque() for mark in MARKS}
         self._welcome: asyncio.Future[pb.StreamResponse] = asyncio.get_running_loop().create_future()
 
     def hello(self) -> pb.StreamRequest:
@@ -101,7 +102,8 @@ class Node:
         self._sequence += 1
         message = with_sequence(shared, self._sequence)
         now = time.monotonic()
-        self._waiting.append((self._sequence, now))
+        for waiting in self._waiting.values():
+            waiting.append((self._sequence, now))
         if self._totals.measuring:
             self._totals.sent += 1
             self._totals.bytes += len(message)
@@ -123,15 +125,16 @@ class Node:
             self._totals.refused[response.refusal.reason] += 1
         now = time.monotonic()
         for mark in response.ack.watermarks:
-            while (
-                getattr(mark, "class") == pb.CLASS_METRICS
-                and self._waiting
-                and self._waiting[0][0] <= mark.received
-            ):
-                _, sent = self._waiting.popleft()
-                if self._totals.measuring:
-                    self._totals.acked += 1
-                    self._totals.latency[bucket_of(now - sent)] += 1
+            if getattr(mark, "class") == pb.CLASS_METRICS:
+                for name, waiting in self._waiting.items():
+                    self._note(name, waiting, getattr(mark, name), now)
+
+    def _note(self, name: str, waiting: deque[tuple[int, float]], mark: int, now: float) -> None:
+        while waiting and waiting[0][0] <= mark:
+            _, sent = waiting.popleft()
+            if self._totals.measuring:
+                self._totals.acked += name == "received"
+                self._totals.latency[name][bucket_of(now - sent)] += 1
 
     def close(self) -> None:
         """End the connection."""
@@ -228,7 +231,7 @@ async def run(options: argparse.Namespace) -> dict:
     return {
         "nodes": options.nodes, "seconds": options.seconds, "sent": totals.sent, "acked": totals.acked,
         "bytes": totals.bytes, "refused": dict(totals.refused), "lost_streams": lost, "errors": errors,
-        "cpu_s": cpu, "latency": totals.latency, "late": totals.late,
+        "cpu_s": cpu, **totals.latency, "late": totals.late,
     }  # fmt: skip
 
 
