@@ -24,9 +24,9 @@ from load_result import HEADER, NODES_PER_GENERATOR, Result, row
 
 STEP = 1.5
 SETTLE_SECONDS = 15.0
-LEARNED_SECONDS = 100.0  # by then the statistical stage has learned, and costs what it costs for good
+LEARNED_SECONDS = 140.0  # by then the statistical stage has learned, and costs what it costs for good
 RAISED_SECONDS = 40.0
-RAISED_SETTLE_SECONDS = 75.0
+RAISED_SETTLE_SECONDS = 140.0
 WINDOW_SECONDS = 5.0
 
 
