@@ -8,6 +8,12 @@ import sys
 from typing import List, Optional
 
 _AGENT_COMMANDS = {"scan"}
+_HELP = """gpuvigil: which node, GPU, link or job is going wrong, and why.
+
+  gpuvigil scan                          health check of this node     pip install 'gpuvigil[agent]'
+  gpuvigil status, jobs, incidents, ...  the fleet                     pip install 'gpuvigil[collector]'
+  from gpuvigil import monitor           a training loop's steps       installed"""
+_UNKNOWN = 3  # scan's exit status where it cannot judge: a missing part is no critical node
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -27,7 +33,8 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _run_agent(arguments: List[str]) -> int:
     if importlib.util.find_spec("gpuvigil_agent") is None or importlib.util.find_spec("msgspec") is None:
-        return _missing("agent", arguments)
+        _missing("agent", arguments)
+        return _UNKNOWN
     command = [sys.executable, "-m", "gpuvigil_agent", *arguments]
     return os.execv(sys.executable, command)  # noqa: S606 - replaces this process by the agent's own scan
 

@@ -228,7 +228,8 @@ class Session:
 
 async def _status_of(call: Call) -> grpc.aio.AioRpcError | SessionEndedError:
     """Return why a stream ended."""
-    code, details = await asyncio.wait_for(call.code(), WRITE_TIMEOUT_S), await call.details()
+    code = await asyncio.wait_for(call.code(), WRITE_TIMEOUT_S)
+    details = await asyncio.wait_for(call.details(), WRITE_TIMEOUT_S)
     if code is grpc.StatusCode.OK:
         return SessionEndedError("the collector closed the stream")
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)

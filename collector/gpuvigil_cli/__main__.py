@@ -8,14 +8,18 @@ the demo died); 130 interrupted.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from gpuvigil.cli import main as dispatch
 from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity
 from gpuvigil_cli.demo.run import Options, run_demo
 from gpuvigil_cli.show import show_incidents, show_jobs, show_nodes, show_status
@@ -45,6 +49,21 @@ def _client(url: str, ca: str, cert: str, key: str) -> Client:
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"gpuvigil {metadata.version('gpuvigil')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Which node, GPU, link or job is going wrong, and why."""
 
 
 @app.command()
@@ -128,6 +147,14 @@ def why(
         show_why(_console(), found)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False
+)
+def scan(context: typer.Context) -> None:
+    """Check this node's health once; needs the agent. Status 0 ok, 1 warning, 2 critical, 3 unknown."""
+    raise typer.Exit(dispatch(["scan", *context.args]))
+
+
 @app.command()
 def demo(
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Simulated nodes.")] = 16,
@@ -146,12 +173,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; no traceback for what a user can mend."""
     try:
         app(args=argv, prog_name="gpuvigil")
+        sys.stdout.flush()
     except CliError as error:
         print(f"gpuvigil: {error}", file=sys.stderr)
         return error.code
+    except OSError as error:  # a closed pipe, a full disk behind standard output
+        return _unwritten(error)
     except SystemExit as stop:  # how typer ends every command, usage errors included
         return stop.code if isinstance(stop.code, int) else 0
     return 0
+
+
+def _unwritten(error: OSError) -> int:
+    """Say that the answer could not be written; Python would flush once more at its end, and say it anew."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        print(f"gpuvigil: standard output: {error.strerror}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

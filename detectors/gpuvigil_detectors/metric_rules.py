@@ -104,7 +104,7 @@ class _Running:
         )
         evidence = Evidence(
             observed=_finite(observed),
-            expected=0.0 if rule.unit == "bitmask" else _finite(expected),  # a healthy mask has no such bit
+            expected=_healthy(rule.unit, observed, expected),
             unit=rule.unit,
             since_ns=since_ns,
         )
@@ -122,6 +122,13 @@ class _Running:
             evidence=evidence,
             notify=rule.notify,
         )
+
+
+def _healthy(unit: str, observed: float, expected: float) -> float | None:
+    """Say what a healthy reading is: a mask has no such bit, a flag is the other way round."""
+    if unit == "bitmask":
+        return 0.0
+    return 1.0 - observed if unit == "flag" else _finite(expected)
 
 
 class MetricRules:

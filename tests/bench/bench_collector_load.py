@@ -1,96 +1,33 @@
 """How much one collector takes: 1,000 nodes of 8 GPUs at 1 Hz, then more until it breaks.
 
-Generators are processes of their own; on a machine with more than 2 cores the collector is pinned to 2 and
-the generators to the rest, so that they cannot be what saturates.
-usage: bench_collector_load.py [--quick] [--nodes 1000] [--seconds 60] [--no-break] [--nodes-max 12000]
+Generators are processes of their own, far cheaper than what they load; on a machine with more than 2 cores
+the collector is pinned to 2 and the generators to the rest. The load grows by half until a level breaks, then
+the step is halved once.
+usage: bench_collector_load.py [--quick] [--nodes 1000] [--seconds 60] [--workers 1] [--no-break]
+       [--nodes-max 12000]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import harness
-import load_generator
 import node_profile
+from load_result import HEADER, NODES_PER_GENERATOR, Result, row
 
-NODES_PER_GENERATOR = 500
 STEP = 1.5
 SETTLE_SECONDS = 15.0
-LEARNED_SECONDS = 100.0  # by then the statistical stage has learned, and costs what it costs for good
+LEARNED_SECONDS = 140.0  # by then the statistical stage has learned, and costs what it costs for good
+RAISED_SECONDS = 40.0
+RAISED_SETTLE_SECONDS = 140.0
 WINDOW_SECONDS = 5.0
-ACK_P99_MAX_S = 1.0
-TICK_P99_MAX_S = 1.0
-
-
-@dataclass
-class Result:
-    """One load level."""
-
-    nodes: int
-    seconds: float
-    watched: float
-    sent: int
-    acked: int
-    megabytes_s: float
-    refused: dict[str, int]
-    errors: dict[str, int]
-    lost_streams: int
-    ack: Counter[int]
-    late: Counter[int]
-    cpu_ingest: list[float]
-    cpu_brain: list[float]
-    cpu_generator: float
-    rss_mib: float
-    pss_mib: float
-    tick_p99: float
-    ticks: int
-
-    def broken(self) -> list[str]:
-        """Why this level is too much; empty while it holds."""
-        reasons = [f"{count} refused: {reason}" for reason, count in self.refused.items()]
-        reasons += [f"{count} x {error}" for error, count in self.errors.items()]
-        if self.lost_streams:
-            reasons.append(f"{self.lost_streams} streams lost")
-        if self.acked < 0.98 * self.sent:
-            reasons.append(f"only {self.acked} of {self.sent} batches acknowledged in the window")
-        if quantile(self.ack, 0.99) > ACK_P99_MAX_S:
-            reasons.append(f"p99 ack {quantile(self.ack, 0.99) * 1e3:.0f} ms")
-        if not self.tick_p99 <= TICK_P99_MAX_S:
-            reasons.append(f"p99 tick at most {self.tick_p99} s")
-        if self.ticks < 0.9 * self.watched:
-            reasons.append(f"{self.ticks} ticks in {self.watched:.0f} s")
-        return reasons
-
-    def limiting(self) -> str:
-        """The process that was nearest to a whole core, and whether the generator kept its own times."""
-        shares = {
-            "ingest": statistics.fmean(self.cpu_ingest), "brain": statistics.fmean(self.cpu_brain),
-            "generators": self.cpu_generator,
-        }  # fmt: skip
-        late = quantile(self.late, 0.99) * 1e3
-        words = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-        busiest = max(shares, key=shares.__getitem__)
-        return f"busiest: {busiest} ({words} of a core; generator late p99 {late:.0f} ms)"
-
-
-def quantile(histogram: Counter[int], q: float) -> float:
-    """Upper edge in seconds of the bucket that holds the quantile; NaN of nothing."""
-    total, seen = sum(histogram.values()), 0
-    for bucket in sorted(histogram):
-        seen += histogram[bucket]
-        if seen >= q * total:
-            return float(1e-4 * load_generator.LATENCY_STEP**bucket)
-    return math.nan
 
 
 def pin(pid: int, cores: list[int]) -> None:
@@ -122,21 +59,48 @@ def start_generators(
     return started
 
 
-def measure(nodes: int, seconds: float, settle: float, profile: Path) -> Result:
+def measure(nodes: int, seconds: float, settle: float, profile: Path, workers: int) -> Result:
     """Run one level against a fresh collector."""
     with harness.Lab() as lab:
-        collector = harness.start_collector(lab, series_capacity=1 << 24 if nodes > 1000 else 1 << 20)
+        capacity = 1 << 24 if nodes > 1000 else 1 << 20
+        collector = harness.start_collector(lab, series_capacity=capacity, workers=workers)
         pin(collector.process.pid, [0, 1])
         generators = start_generators(lab, collector, profile, nodes, seconds, settle)
         time.sleep(settle + 2)  # the last generator's measured time begins within these 2 s
         before = harness.get_text(f"{collector.url}/metrics") or ""
+        learning = harness.metric(before, "gpuvigil_learning") if settle >= RAISED_SETTLE_SECONDS else 0.0
+        if learning != 0.0:
+            raise SystemExit("the collector's statistics still learn: this would not be what it costs")
         began = time.monotonic()
         ingest, brain, rss, pss = watch(collector, seconds - 4)
         after = harness.get_text(f"{collector.url}/metrics") or ""
         watched = time.monotonic() - began
         outputs = [finish(lab, process) for process in generators]
         tick, ticks = harness.histogram_quantile(before, after, "gpuvigil_tick_duration_seconds", 0.99)
-        return combine(nodes, seconds, watched, outputs, ingest, brain, rss, pss, tick, ticks)
+        return combine(
+            nodes,
+            seconds,
+            watched,
+            outputs,
+            ingest,
+            brain,
+            rss,
+            pss,
+            tick,
+            ticks,
+            slowest_stage(before, after),
+        )
+
+
+def slowest_stage(before: str, after: str) -> str:
+    """The stage with the highest p99 in the window."""
+    stages = {
+        labels["stage"] for labels, _ in harness.samples(after, "gpuvigil_stage_duration_seconds_count")
+    }
+    name = "gpuvigil_stage_duration_seconds"
+    p99 = {s: harness.histogram_quantile(before, after, name, 0.99, stage=s)[0] for s in stages}
+    worst = max(p99, key=p99.__getitem__)
+    return f"{worst}, p99 <= {p99[worst]:g} s"
 
 
 def watch(collector: harness.Collector, seconds: float) -> tuple[list[float], list[float], float, float]:
@@ -174,6 +138,7 @@ def combine(
     pss: float,
     tick: float,
     ticks: int,
+    slowest: str,
 ) -> Result:
     """Sum the generators."""
 
@@ -187,34 +152,28 @@ def combine(
         nodes=nodes, seconds=seconds, watched=watched,
         sent=sum(o["sent"] for o in outputs), acked=sum(o["acked"] for o in outputs),
         megabytes_s=sum(o["bytes"] for o in outputs) / seconds / 1e6, refused=merged("refused"),
-        errors=merged("errors"), lost_streams=sum(o["lost_streams"] for o in outputs), ack=merged("latency"),
+        errors=merged("errors"), lost_streams=sum(o["lost_streams"] for o in outputs), ack=merged("received"),
+        durable=merged("durable"),
         late=merged("late"), cpu_ingest=ingest, cpu_brain=brain,
         cpu_generator=sum(o["cpu_s"] for o in outputs) / seconds,
-        rss_mib=rss, pss_mib=pss, tick_p99=tick, ticks=ticks,
+        rss_mib=rss, pss_mib=pss, tick_p99=tick, ticks=ticks, slowest=slowest,
     )  # fmt: skip
 
 
-def row(result: Result) -> list[str]:
-    """One line of the table."""
+def raise_until_broken(first: Result, options: argparse.Namespace, profile: Path) -> list[Result]:
+    """Add half until a level breaks, then try half way back. Every level is printed as it ends."""
+    results = [first]
 
-    def milliseconds(histogram: Counter[int], q: float) -> str:
-        return f"{quantile(histogram, q) * 1e3:.1f}"
+    def level(nodes: int) -> Result:
+        results.append(measure(nodes, RAISED_SECONDS, RAISED_SETTLE_SECONDS, profile, options.workers))
+        harness.print_table(f"{nodes} nodes", HEADER, [row(results[-1])])
+        return results[-1]
 
-    return [
-        str(result.nodes), f"{result.sent / result.seconds:.0f}", f"{result.megabytes_s:.2f}",
-        harness.mean_with_bounds([100 * share for share in result.cpu_ingest]),
-        harness.mean_with_bounds([100 * share for share in result.cpu_brain]),
-        f"{100 * result.cpu_generator:.0f}",
-        f"{result.rss_mib:.0f} / {result.pss_mib:.0f}",
-        f"{milliseconds(result.ack, 0.5)} / {milliseconds(result.ack, 0.99)} (n={sum(result.ack.values())})",
-        f"<= {result.tick_p99:g} s (n={result.ticks})", "; ".join(result.broken()) or "holds",
-    ]  # fmt: skip
-
-
-HEADER = (
-    "nodes", "batches/s", "MB/s", "ingest CPU %", "brain CPU %", "generator CPU %", "RSS / PSS MiB",
-    "ack p50 / p99 ms", "tick p99", "verdict",
-)  # fmt: skip
+    while not results[-1].broken() and (nodes := round(results[-1].nodes * STEP)) <= options.nodes_max:
+        level(nodes)
+    if len(results) > 1 and results[-1].broken():
+        level((results[-2].nodes + results[-1].nodes) // 2)
+    return sorted(results, key=lambda result: result.nodes)
 
 
 def main() -> None:
@@ -224,11 +183,12 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--nodes-max", type=int, default=12_000)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--no-break", action="store_true")
     options = parser.parse_args()
     seconds = 24.0 if options.quick else options.seconds
     settle = SETTLE_SECONDS if options.quick else LEARNED_SECONDS
-    print(f"## Collector under load\n\n{harness.machine()}")
+    print(f"## Collector under load, {options.workers} ingest workers\n\n{harness.machine()}")
     with harness.Lab() as lab:
         path, profile = node_profile.capture(lab)
         harness.print_table(
@@ -236,18 +196,12 @@ def main() -> None:
             ("period", "series", "bytes a tick"),
             node_profile.describe(profile),
         )
-        nodes, results = options.nodes, [measure(options.nodes, seconds, settle, path)]
-        harness.print_table("Load", HEADER, [row(results[0])])
-        while (
-            not (options.no_break or results[-1].broken())
-            and (nodes := round(nodes * STEP)) <= options.nodes_max
-        ):
-            results.append(measure(nodes, seconds, settle, path))
-            harness.print_table(f"{nodes} nodes", HEADER, [row(results[-1])])
+        first = measure(options.nodes, seconds, settle, path, options.workers)
+        harness.print_table("Load", HEADER, [row(first)])
+        results = [first] if options.no_break or options.quick else raise_until_broken(first, options, path)
     harness.print_table("Until it breaks", HEADER, [row(result) for result in results])
-    print(f"\nAt {results[-1].nodes} nodes: {results[-1].limiting()}")
-    if (os.cpu_count() or 1) <= 2:
-        print("Collector and generators shared 2 cores: the generators' share is not the collector's to use.")
+    for result in results:
+        print(f"\n{result.nodes} nodes: {'breaks' if result.broken() else 'holds'}; {result.limiting()}")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def start_collector(lab: Lab, **ingest: object) -> Collector:
         "": {"state_directory": state, "log_level": "warning"},
         "ingest": {"address": grpc, **ingest},
         "web": {"address": http},
+        "detection": {"learn": "60s"},  # so that what is measured has statistics that judge
     }
     process = lab.module(
         "collector", "gpuvigil_collector", write_toml(lab.directory / "collector.toml", tables)
@@ -200,11 +201,15 @@ def samples(text: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
                 yield sample.labels, sample.value
 
 
-def histogram_quantile(before: str, after: str, name: str, q: float) -> tuple[float, int]:
+def histogram_quantile(
+    before: str, after: str, name: str, q: float, **labels_wanted: str
+) -> tuple[float, int]:
     """Upper edge of the bucket that holds the quantile between two scrapes; number of observations."""
     counts: dict[float, float] = {}
     for sign, text in ((-1, before), (1, after)):
         for labels, value in samples(text, f"{name}_bucket"):
+            if not labels_wanted.items() <= labels.items():
+                continue
             edge = float(labels["le"])
             counts[edge] = counts.get(edge, 0.0) + sign * value
     total = max(counts.values(), default=0)

@@ -1,7 +1,8 @@
 """Many nodes in one process, over the real protocol: one connection, one stream and one Hello a node.
 
-Ticks of all nodes are spread over the second in buckets; what nodes of a bucket share (blocks, checksum) is
-made once a tick, so that a node's message costs one serialisation. Prints one JSON object at the end.
+Ticks of all nodes are spread over the second in buckets; what nodes of a bucket share is serialised once a
+tick and only the sequence is a node's own, over a plain HTTP/2 client (http2_wire.py): so the generator costs
+a fraction of what it loads. Prints one JSON object at the end.
 usage: load_generator.py --address HOST:PORT --profile FILE --nodes N [--first K] [--seconds S]
        [--measure-after S]
 """
@@ -18,16 +19,15 @@ import uuid
 from collections import Counter, deque
 from pathlib import Path
 
-import grpc
+import http2_wire
 
 from gpuvigil_protos.codec import SCHEMA_VERSION, blocks_crc
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 METHOD = "/gpuvigil_protos.v1.TelemetryService/Stream"
 BUCKETS = 50
+MARKS = ("received", "durable")
 LATENCY_STEP = 1.1  # width of a latency bucket: 10 %
-# own connection a node, as real agents have; nagle and proxies are not what is measured
-OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 
 
 class Totals:
@@ -37,7 +37,7 @@ class Totals:
         self.measuring = False
         self.sent = self.acked = self.lost_streams = self.bytes = 0
         self.refused: Counter[str] = Counter()
-        self.latency: Counter[int] = Counter()
+        self.latency: dict[str, Counter[int]] = {mark: Counter() for mark in MARKS}
         self.late: Counter[int] = Counter()
         self.errors: Counter[str] = Counter()
 
@@ -50,15 +50,14 @@ def bucket_of(seconds: float) -> int:
 
 
 class Node:
-    """One node's stream."""
+    """One node's connection and stream."""
 
     def __init__(self, number: int, profile: dict, totals: Totals) -> None:
         self.name = f"load-{number:05}"
         self._profile, self._totals = profile, totals
         self._sequence = 0
-        self._waiting: deque[tuple[int, float]] = deque()
-        self._call: grpc.aio.StreamStreamCall | None = None
-        self._channel: grpc.aio.Channel | None = None
+        self._waiting: dict[str, deque[tuple[int, float]]] = {mark: deque() for mark in MARKS}
+        self._welcome: asyncio.Future[pb.StreamResponse] = asyncio.get_running_loop().create_future()
 
     def hello(self) -> pb.StreamRequest:
         """Identity, inventory and dictionary: the profile's, with this node's own GPU names."""
@@ -89,62 +88,72 @@ class Node:
         )  # fmt: skip
 
     async def connect(self, address: str) -> None:
-        """Open channel and stream, say Hello, wait for Welcome, start reading."""
-        self._channel = grpc.aio.insecure_channel(address, OPTIONS)
-        self._call = self._channel.stream_stream(METHOD)()
-        await self._call.write(self.hello().SerializeToString())
-        first = pb.StreamResponse.FromString(await asyncio.wait_for(self._call.read(), 30))
+        """Open connection and stream, say Hello, wait for Welcome."""
+        self._wire = await http2_wire.connect(address, METHOD, self._take, self._ended)
+        self._wire.send(self.hello().SerializeToString())
+        first = await asyncio.wait_for(self._welcome, 30)
         if not first.HasField("welcome"):
             raise RuntimeError(f"expected Welcome, got {first.WhichOneof('message')}")
-        self._reader = asyncio.create_task(self._read())
 
-    async def send(self, request: pb.StreamRequest, due: float) -> None:
+    def send(self, shared: bytes, due: float) -> None:
         """Send the bucket's batch as this node's next; `due` is the monotonic time at which it should go."""
-        if self._call is None or self._call.done():
+        if self._wire.ended:
             return
         self._sequence += 1
-        request.batch.sequence = self._sequence
-        data = request.SerializeToString()
+        message = with_sequence(shared, self._sequence)
         now = time.monotonic()
-        self._waiting.append((self._sequence, now))
+        for waiting in self._waiting.values():
+            waiting.append((self._sequence, now))
         if self._totals.measuring:
             self._totals.sent += 1
-            self._totals.bytes += len(data)
+            self._totals.bytes += len(message)
             self._totals.late[bucket_of(now - due)] += 1
-        try:
-            await self._call.write(data)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            self._totals.errors[type(error).__name__] += 1
+        self._wire.send(message)
 
-    async def _read(self) -> None:
-        assert self._call is not None
-        try:
-            while (data := await self._call.read()) is not grpc.aio.EOF:
-                self._take(pb.StreamResponse.FromString(data))
-        except grpc.aio.AioRpcError as error:
-            self._totals.errors[f"{error.code().name}: {str(error.details())[:80]}"] += 1
+    def _ended(self, status: str) -> None:
         self._totals.lost_streams += 1
+        self._totals.errors[status] += 1
+        if not self._welcome.done():
+            self._welcome.set_exception(RuntimeError(status))
 
-    def _take(self, response: pb.StreamResponse) -> None:
+    def _take(self, data: bytes) -> None:
+        response = pb.StreamResponse.FromString(data)
+        if not self._welcome.done():
+            self._welcome.set_result(response)
+            return
         if response.HasField("refusal"):
             self._totals.refused[response.refusal.reason] += 1
         now = time.monotonic()
         for mark in response.ack.watermarks:
-            while (
-                getattr(mark, "class") == pb.CLASS_METRICS
-                and self._waiting
-                and self._waiting[0][0] <= mark.received
-            ):
-                _, sent = self._waiting.popleft()
-                if self._totals.measuring:
-                    self._totals.acked += 1
-                    self._totals.latency[bucket_of(now - sent)] += 1
+            if getattr(mark, "class") == pb.CLASS_METRICS:
+                for name, waiting in self._waiting.items():
+                    self._note(name, waiting, getattr(mark, name), now)
 
-    async def close(self) -> None:
-        """End the stream."""
-        self._reader.cancel()
-        if self._channel is not None:
-            await self._channel.close()
+    def _note(self, name: str, waiting: deque[tuple[int, float]], mark: int, now: float) -> None:
+        while waiting and waiting[0][0] <= mark:
+            _, sent = waiting.popleft()
+            if self._totals.measuring:
+                self._totals.acked += name == "received"
+                self._totals.latency[name][bucket_of(now - sent)] += 1
+
+    def close(self) -> None:
+        """End the connection."""
+        self._wire.close()
+
+
+def with_sequence(shared: bytes, sequence: int) -> bytes:
+    """Make the StreamRequest of a Batch whose other fields are serialised in `shared`."""
+    own = b"\x10" + _varint(sequence)  # Batch.sequence
+    return b"\x1a" + _varint(len(own) + len(shared)) + own + shared  # StreamRequest.batch
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def rename(entity: str, names: dict[str, str]) -> str:
@@ -165,8 +174,8 @@ class Payload:
         ]
         self._bucket = bucket
 
-    def make(self, tick: int, tick_ns: int) -> pb.StreamRequest:
-        """One batch without its sequence: every group that is due at this tick."""
+    def make(self, tick: int, tick_ns: int) -> bytes:
+        """One Batch without its sequence, serialised: every group that is due at this tick."""
         blocks = [
             pb.Block(
                 group=number, tick_ns=[tick_ns], values=rows[(tick // period + self._bucket) % len(rows)]
@@ -174,11 +183,9 @@ class Payload:
             for number, period, rows in self._groups
             if (tick + self._bucket) % period == 0
         ]
-        batch = pb.Batch(
-            sequence=1, dictionary_version=1, blocks=blocks, sent_ns=time.time_ns(), crc=blocks_crc(blocks)
-        )
+        batch = pb.Batch(dictionary_version=1, blocks=blocks, sent_ns=time.time_ns(), crc=blocks_crc(blocks))
         setattr(batch, "class", pb.CLASS_METRICS)
-        return pb.StreamRequest(batch=batch)
+        return batch.SerializeToString()
 
 
 async def run_bucket(payload: Payload, nodes: list[Node], offset_s: float, start: float, stop: float) -> None:
@@ -186,8 +193,9 @@ async def run_bucket(payload: Payload, nodes: list[Node], offset_s: float, start
     tick = 0
     while (due := start + tick + offset_s) < stop:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        request = payload.make(tick, time.time_ns())
-        await asyncio.gather(*(node.send(request, due) for node in nodes))
+        shared = payload.make(tick, time.time_ns())
+        for node in nodes:
+            node.send(shared, due)
         tick += 1
 
 
@@ -218,11 +226,12 @@ async def run(options: argparse.Namespace) -> dict:
 
     await asyncio.gather(measure(), *buckets)
     lost, errors = totals.lost_streams, dict(totals.errors)
-    await asyncio.gather(*(node.close() for node in nodes))
+    for node in nodes:
+        node.close()
     return {
         "nodes": options.nodes, "seconds": options.seconds, "sent": totals.sent, "acked": totals.acked,
         "bytes": totals.bytes, "refused": dict(totals.refused), "lost_streams": lost, "errors": errors,
-        "cpu_s": cpu, "latency": totals.latency, "late": totals.late,
+        "cpu_s": cpu, **totals.latency, "late": totals.late,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The CLI over the real web server with real incidents: what an operator reads, in a pipe and on a narrow screen."""
+"""The CLI over the real web server with real incidents: what is read in a pipe and on a narrow screen."""
 
 from __future__ import annotations
 

@@ -87,6 +87,67 @@ def test_no_code_from_data(path: Path) -> None:
     assert not [n.lineno for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None]
 
 
+def test_every_config_struct_refuses_unknown_keys() -> None:
+    """A key that nobody reads is a mistake of the operator, and is told to him."""
+    files = [path for path in PRODUCT if path.name in ("config.py", "settings.py")]
+    structs = [
+        node
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and any("Struct" in ast.unparse(base) for base in node.bases)
+    ]
+    assert len(structs) > 10
+    for node in structs:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert given.get("forbid_unknown_fields") == "True", node.name
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_log_events_are_one_snake_case_word(path: Path) -> None:
+    """`_log.warning("spool_degraded", ...)`: what is searched for is one word; numbers are fields."""
+    for name, call in _calls(ast.parse(path.read_text())):
+        owner, _, level = name.rpartition(".")
+        if owner in ("_log", "self._log") and level in ("debug", "info", "warning", "error") and call.args:
+            if isinstance(call.args[0], ast.Name):  # chosen between two words just above
+                continue
+            word = getattr(call.args[0], "value", None)
+            assert isinstance(word, str) and re.fullmatch(r"[a-z][a-z0-9_]*", word), (
+                f"{call.lineno}: {word!r}"
+            )
+
+
+# long-lived streams: what bounds them is said here
+STREAMS_WITHOUT_TIMEOUT = {"session.py": "Session._watch ends a stream without an ack for ACK_TIMEOUT_S"}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_every_call_of_the_wire_has_a_deadline(path: Path) -> None:
+    """A call through a stub has a timeout; waiting for a call's end has one too."""
+    tree = ast.parse(path.read_text())
+    bounded = {
+        inner
+        for name, call in _calls(tree)
+        if name == "asyncio.wait_for"
+        for inner in ast.walk(call)
+        if isinstance(inner, ast.Call)
+    }
+    for name, call in _calls(tree):
+        if ".stub." in f".{name}" and "timeout" not in {keyword.arg for keyword in call.keywords}:
+            assert path.name in STREAMS_WITHOUT_TIMEOUT, f"{path.name}:{call.lineno}: {name} without timeout"
+        if name in ("call.code", "call.details"):
+            assert call in bounded, f"{path.name}:{call.lineno}: {name} without wait_for"
+
+
+def test_only_the_driver_process_and_the_simulator_know_nvml() -> None:
+    """One file talks to the library, so that one process may hang in it."""
+    importers = {
+        path.relative_to(ROOT / "agent/gpuvigil_agent").as_posix()
+        for path in python_files(ROOT / "agent/gpuvigil_agent")
+        if re.search(r"^\s*(import|from) pynvml", path.read_text(), re.MULTILINE)
+    }
+    assert {name for name in importers if not name.startswith("simulate/")} == {"nvml.py"}
+
+
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_product_knows_nothing_of_the_workplace(path: Path) -> None:
     """The product reads no reference data and names no machine path."""

@@ -138,7 +138,7 @@ def test_the_demo_scenario_is_valid_for_any_fleet(seed: int, nodes: int, gpus: i
     hit = [fault.node for fault in scenario.faults]
     assert len(set(hit)) == len(hit)
     assert set(hit) <= set(range(nodes))
-    assert all(60 <= fault.at <= 100 for fault in scenario.faults)
+    assert all(50 <= fault.at <= 100 for fault in scenario.faults)
     assert all(getattr(fault, "gpu", 0) < gpus for fault in scenario.faults)
     assert any(fault.silent for fault in scenario.faults) == (nodes > 1)
 

@@ -92,6 +92,7 @@ def write_collector(layout: Layout) -> Path:
             "": {"state_directory": str(layout.collector / "state")},
             "ingest": {"address": f"127.0.0.1:{layout.grpc_port}"},
             "web": {"address": f"127.0.0.1:{layout.http_port}"},
+            "detection": {"learn": "48s"},  # so that statistics, too, may be wrong while faults come
         },
     )
 

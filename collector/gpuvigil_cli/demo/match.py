@@ -2,7 +2,8 @@
 
 Pure: no clock, no I/O but the limits file of this package. A fault is found by the earliest incident of
 equal class and equal target that opened between onset and onset + limit of the class; an incident finds one
-fault. Faults that are nobody's fault (`silent`) must have no incident. What matches nothing is a false alarm.
+fault. Faults that are nobody's fault (`silent`) must have no incident on their node. What matches nothing is
+a false alarm.
 """
 
 from __future__ import annotations
@@ -114,13 +115,9 @@ def _finds(row: Json, fault: Fault, limit: Limit) -> bool:
 
 def _unmatched(fault: Fault, free: Sequence[Json], limit: Limit) -> Verdict:
     """Show what may have been taken for the fault: same target in time, else same node in time."""
-    near = [row for row in free if row.get("target") == fault.target and _in_time(row, fault, limit)]
-    if not near and not fault.silent:
-        near = [
-            row
-            for row in free
-            if str(row.get("target")).partition("/")[0] == fault.node and _in_time(row, fault, limit)
-        ]
+    timely = [row for row in free if _in_time(row, fault, limit)]
+    near = [row for row in timely if row.get("target") == fault.target]
+    near = near or [row for row in timely if str(row.get("target")).partition("/")[0] == fault.node]
     return Verdict(fault=fault, incident=near[0] if near else None, correct=fault.silent and not near)
 
 

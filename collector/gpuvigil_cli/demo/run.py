@@ -87,7 +87,10 @@ def _play(options: Options, screen: Screen, place: Layout, children: Children, c
     start_ns = _start_fleet(options, screen, place, children, scenario)
     _wait_until_up(options, screen, children, client)
     first_in = start_ns / 1e9 + plan.first_s - time.time()
-    screen.say(f"warm-up: the detectors learn what is normal; the first fault comes in {first_in:.0f} s")
+    screen.say(
+        f"warm-up: rules learn this fleet's normal, the first fault comes in {first_in:.0f} s; "
+        "forest and forecast join after about 2 min"
+    )
     watch = Watch(place, names(options.nodes), client, screen)
     _watch_until_judged(plan, start_ns, screen, children, watch)
     return _finish(options, screen, place, children, watch)

@@ -74,7 +74,8 @@ class Screen:
         indented(self.console, 10, short(row.get("cause", "")))
 
     def result(self, outcome: Outcome, urls: dict[str, str]) -> None:
-        """Print injected against found, false alarms, and where to look."""
+        """Print injected against found, false alarms, and where to look; the live line has done its work."""
+        self._live.stop()
         rows = table("", "INJECTED", "FOUND", "AFTER", "TARGET")
         for verdict in outcome.verdicts:
             rows.add_row(
