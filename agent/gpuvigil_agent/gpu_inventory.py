@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -93,10 +92,3 @@ class GpuInventory:
                 fresh.replace(path)
                 if self._draft is draft:
                     self._draft = None
-
-    def settle(self, within_s: float) -> bool:
-        """Wait until what is known is on disk; False when the disk does not answer in time."""
-        deadline = time.monotonic() + within_s
-        while self._draft is not None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return self._draft is None

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpuvigil_agent import driver_frames as frames
 from gpuvigil_agent.driver_budget import Budget
-from gpuvigil_agent.driver_errors import BadArgument
+from gpuvigil_agent.driver_errors import BadArgument, DriverError, GpuLost
 from gpuvigil_agent.driver_session import Session
 from gpuvigil_agent.driver_slot import Slot
 from gpuvigil_agent.driver_worker import Outbox
@@ -74,3 +74,14 @@ def test_an_index_to_leave_alone_is_never_opened() -> None:
     session._rescan_at = 0.0
     session.start_tick(frames.Tick(2, 2, []))
     assert set(session._slots) == {0, 1, 2}
+
+
+def test_an_error_that_does_not_say_gone_leaves_the_list_of_boards_open() -> None:
+    """`Unknown Error` at opening is no proof of a loss; `GPU is lost` is."""
+    for error, complete in ((DriverError("nvmlDeviceGetName", "Unknown Error"), False),
+                            (GpuLost("nvmlDeviceGetHandleByIndex_v2", "GPU is lost"), True)):  # fmt: skip
+        session = session_with(1)
+        slot = session._slots[0] = Slot(0, session._budget, session._outbox)
+        session._opening.add(0)
+        session._opened(slot, error)
+        assert session._refused == (set() if complete else {0})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from gpuvigil_agent import driver_frames as frames
 from gpuvigil_agent.driver_episodes import Episodes
@@ -69,7 +73,21 @@ def test_a_replaced_board_is_forgotten_by_its_bus_address(tmp_path: Path) -> Non
     known = GpuInventory(path)
     known.update([gpu(1), gpu(2)], complete=True)
     known.update([gpu(1), gpu(7, bus=2)], complete=True)
-    assert [g.uuid for g in GpuInventory(path).gpus] == ["GPU-1", "GPU-7"]
+    deadline = time.monotonic() + 10  # a thread writes the file
+    while [g.uuid for g in GpuInventory(path).gpus] != ["GPU-1", "GPU-7"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: released.wait(30))
+    known, began = GpuInventory(tmp_path / "gpus.json"), time.monotonic()
+    for number in range(1, 20):
+        known.update([gpu(n) for n in range(1, number + 1)], complete=True)
+    assert time.monotonic() - began < 5
+    assert threading.active_count() < 10, "one writer, however often it is asked"
+    released.set()
 
 
 def test_a_spoilt_inventory_file_is_as_none(tmp_path: Path) -> None:

@@ -159,3 +159,21 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["check", str(tmp_path / "none.toml")]) == 2
     assert main(["demo-scenario", "--nodes", "0"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "word"),
+    [
+        ("memory_leak", 'gone_in = "0s"', "gone_in"),
+        ("disk_filling", 'full_in = "0s"', "full_in"),
+        ("xid_application_storm", "xids = []", "xids"),
+        ("disk_slow", "latency_factor = inf", "latency_factor"),
+        ("nvlink_errors", "gpu = 0\nlink = 1\nerrors_per_second = nan", "errors_per_second"),
+        ("power_brake", "gpu = 0\nclock_share = 7.0", "clock_share"),
+        ("pcie_downgrade", "gpu = 0\ngeneration = 99", "generation"),
+    ],
+)
+def test_what_no_hardware_does_is_refused_by_name(kind: str, row: str, word: str) -> None:
+    text = f'version = 1\n[[fault]]\nkind = "{kind}"\nnode = 0\nat = "1s"\n{row}\n'
+    with pytest.raises(ConfigError, match=word):
+        parse_scenario(text, "x")

@@ -102,7 +102,7 @@ def _check(fault: Fault, origin: str) -> None:
             raise ConfigError(f"{origin}: {name}: expected 0 or more, got {value}")
         if name in _POSITIVE and not value:
             raise ConfigError(f"{origin}: {name}: expected more than nothing, got {value!r}")
-        if name in _MOST and value > _MOST[name]:
+        if name in _MOST and value is not None and value > _MOST[name]:
             raise ConfigError(f"{origin}: {name}: expected at most {_MOST[name]}, got {value}")
         if isinstance(value, list) and any(isinstance(item, int) and item < 0 for item in value):
             raise ConfigError(f"{origin}: {name}: expected numbers of 0 or more, got {value}")
