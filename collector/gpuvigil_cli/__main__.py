@@ -1,4 +1,4 @@
-"""The operator's commands: status, nodes, incidents, why, demo.
+"""The operator's commands: status, nodes, incidents, why, flight-recorder, demo.
 
 Exit status: 0 answered and well; 1 answered, and the answer is bad news (collector degraded, no such
 incident, a demo fault not found or a false alarm); 2 not answered (no collector, wrong usage, a child of
@@ -22,6 +22,7 @@ from rich.console import Console
 from gpuvigil.cli import main as dispatch
 from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity
 from gpuvigil_cli.demo.run import Options, run_demo
+from gpuvigil_cli.flight import judge_directory, show_verdict
 from gpuvigil_cli.show import show_incidents, show_jobs, show_nodes, show_status
 from gpuvigil_cli.why import show_why
 
@@ -153,6 +154,19 @@ def why(
 def scan(context: typer.Context) -> None:
     """Check this node's health once; needs the agent. Status 0 ok, 1 warning, 2 critical, 3 unknown."""
     raise typer.Exit(dispatch(["scan", *context.args]))
+
+
+@app.command("flight-recorder")
+def flight_recorder(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of dumps, one file a rank.")],
+    as_json: AsJson = False,
+) -> None:
+    """Which ranks hang, from PyTorch's Flight Recorder dumps (pickle or JSON); needs no collector."""
+    verdict = judge_directory(directory)
+    if as_json:
+        _print_json(verdict)
+    else:
+        show_verdict(_console(), verdict)
 
 
 @app.command()
