@@ -26,6 +26,7 @@ from gpuvigil_agent.spool_store import Row, Store
 from gpuvigil_agent.spool_writer import Writer
 
 READ_TIMEOUT_S: Final = 5.0
+SLOW_S: Final = 10.0  # a healthy disk syncs in milliseconds
 _T = TypeVar("_T")
 
 
@@ -79,8 +80,9 @@ class Spool:
 
     @property
     def state(self) -> str:
-        """Return ok, degraded(disk_full) or degraded(io_error)."""
-        return self.writer.state
+        """Return ok, degraded(disk_full), degraded(io_error), or degraded(slow_disk) while a sync hangs."""
+        hangs = self.writer.state == "ok" and self.writer.under_way_s() > SLOW_S
+        return "degraded(slow_disk)" if hangs else self.writer.state
 
     def waiting_boots(self) -> list[str]:
         """Return the boots that have rows or gaps, oldest first."""

@@ -53,7 +53,7 @@ class Writer:
         self.store: Store | None = None
         self.extent: dict[tuple[str, int], tuple[int, int]] = {}  # what the file may hold: first, last
         self._inherited = False
-        self._commit_at_s = 0.0
+        self._commit_at_s = self._under_way = 0.0
         self.thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     def open_store(self) -> None:
@@ -143,7 +143,19 @@ class Writer:
         except OSError:
             self.counters["faults"] += 1
 
+    def under_way_s(self) -> float:
+        """Return for how long the transaction of now has been under way; any thread may ask."""
+        since = self._under_way
+        return time.monotonic() - since if since else 0.0
+
     def _commit(self) -> bool:
+        self._under_way = time.monotonic()
+        try:
+            return self._transact()
+        finally:
+            self._under_way = 0.0
+
+    def _transact(self) -> bool:
         started = time.monotonic()
         self._commit_at_s = started + self.sync_interval_s
         work = self.memory.take()

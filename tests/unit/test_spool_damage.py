@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from gpuvigil_agent import spool as spool_module
 from gpuvigil_agent import spool_open
 from gpuvigil_agent.ledger import EVENTS, METRICS
 from gpuvigil_agent.spool import Spool
-from gpuvigil_agent.spool_store import Row
+from gpuvigil_agent.spool_store import Row, Store
 
 KERNEL = "11111111-2222-3333-4444-555555555555"
 ROWS = 60
@@ -75,3 +78,23 @@ def test_damage_is_survived_and_no_wrong_row_comes_back(written, tmp_path: Path,
         assert account.produced == parts
         lost += sum(account.dropped.values())
     assert sound > ROWS, f"{sound} rows read back, {lost} lost"
+
+
+def test_a_sync_that_hangs_is_said_while_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen disk raises nothing: only the time that a transaction takes tells."""
+    monkeypatch.setattr(spool_module, "SLOW_S", 0.2)
+    released, commit = threading.Event(), Store.commit
+    made = Spool(tmp_path, 64 << 20, 0.01, KERNEL)
+    made.open()
+    monkeypatch.setattr(Store, "commit", lambda self: (released.wait(30), commit(self))[1])
+    boot_id, sequence = made.memory.allocate(METRICS)
+    made.memory.put(Row(boot_id, METRICS, sequence, 1, 1, b"x"))
+    deadline = time.monotonic() + 10
+    while made.state != "degraded(slow_disk)":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    released.set()
+    while made.state != "ok":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert made.close()
