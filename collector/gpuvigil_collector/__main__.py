@@ -114,13 +114,15 @@ def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Pa
     now_ns = time.time_ns()
     tracker = Tracker(causes=ranking.load(), settings=config.incidents)
     tracker.restore(journal.load(config.incidents.resolved_max), now_ns)
+    rules = Rules()
+    rules.remember(finding for incident in tracker.open.values() for finding in incident.findings)
     learned = None
     if config.detection.statistical:
         learned = _learned(config.detection, state / "learned.model")
     return Pipeline(
         store=store,
         structural=Structural(),
-        rules=Rules(),
+        rules=rules,
         training=Training(),
         learned=learned,
         tracker=tracker,

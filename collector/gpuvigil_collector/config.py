@@ -100,6 +100,7 @@ def _check(config: CollectorConfig, origin: str) -> None:
     config.ingest.check(origin)
     config.web.tls.check(f"{origin}: web")
     split_address(config.web.address, f"{origin}: web.address")
+    split_address(config.ingest.address, f"{origin}: ingest.address")
     if not is_loopback(config.web.address) and not (config.web.tls.enabled or config.web.insecure):
         raise ConfigError(
             f"{origin}: web.address: {config.web.address} is not on loopback: expected web.tls files, or "
@@ -115,6 +116,9 @@ def _check(config: CollectorConfig, origin: str) -> None:
     if not 0.1 <= config.tick.interval <= 60:
         got = f"{config.tick.interval:g} s"
         raise ConfigError(f'{origin}: tick.interval: expected "100ms" to "1min", got {got}')
+    if not 0 < config.tick.event_spacing <= 1:
+        got = f"{config.tick.event_spacing:g} s"
+        raise ConfigError(f'{origin}: tick.event_spacing: expected up to "1s", got {got}')
 
 
 def _at_least_one(value: int, where: str) -> None:

@@ -29,7 +29,7 @@ class Registry:
     def load(self) -> dict[str, NodeFact]:
         """Return all known nodes, none of them connected."""
         rows = self._db.execute("SELECT fact FROM node ORDER BY node")
-        facts = (msgspec.json.decode(text, type=NodeFact) for (text,) in rows)
+        facts = [fact for (text,) in rows if (fact := _fact(text)) is not None]
         return {fact.node: dataclasses.replace(fact, connected=False) for fact in facts}
 
     def save(self, facts: list[NodeFact]) -> bool:
@@ -58,15 +58,32 @@ class Registry:
         self._db.close()
 
 
+def _fact(text: str) -> NodeFact | None:
+    """Read one row; one that is no node is left out: it comes again with the node's next Hello."""
+    try:
+        return msgspec.json.decode(text, type=NodeFact)
+    except msgspec.MsgspecError as error:
+        _log.error("registry_row_unreadable", error=str(error))
+        return None
+
+
 def open_or_set_aside(path: Path, schema: str) -> sqlite3.Connection:
     """Open a file that is no more than a help; an unreadable one is kept aside, and a new one begins."""
     try:
         return _open(path, schema)
     except sqlite3.DatabaseError as error:
-        aside = path.with_suffix(".broken")
-        path.replace(aside)
+        aside = set_aside(path)
         _log.error("file_unreadable", path=str(path), error=str(error), set_aside=str(aside))
         return _open(path, schema)
+
+
+def set_aside(path: Path) -> Path:
+    """Keep an unreadable SQLite file under another name, its log with it; return that name."""
+    aside = path.with_suffix(".broken")
+    path.replace(aside)
+    for tail in ("-wal", "-shm"):
+        path.with_name(path.name + tail).unlink(missing_ok=True)
+    return aside
 
 
 def _open(path: Path, schema: str) -> sqlite3.Connection:
@@ -74,4 +91,8 @@ def _open(path: Path, schema: str) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute(schema)
+    (sound,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if sound != "ok":
+        db.close()
+        raise sqlite3.DatabaseError(sound)
     return db

@@ -18,6 +18,7 @@ from gpuvigil_detectors.variants import variant_of
 
 _SECOND: Final = 1_000_000_000
 _REPORTS_MAX: Final = 100_000
+_REPORTS_OF_NODE_MAX: Final = 500
 _REMEMBERED: Final = 64
 _COUNT_MAX: Final = 1_000_000
 
@@ -59,6 +60,7 @@ class CodeReports:
         self._table, self._label = table, label
         self._rows = table.by_code()
         self._known: dict[_Key, Report] = {}
+        self._order: dict[str, dict[_Key, None]] = {}  # of each node, the quietest first; may name the gone
         self._applications: dict[str, dict[str, deque[int]]] = {}  # node -> GPU -> its bursts
         self.dropped = 0
 
@@ -97,10 +99,14 @@ class CodeReports:
                 del self._known[entity, str(code), event.synthetic]
         report = self._known.get((entity, name, event.synthetic))
         if report is None:
-            if len(self._known) >= _REPORTS_MAX:
-                self._evict()
+            quiet = self._order.setdefault(event.node, {})
+            while quiet and (len(quiet) >= _REPORTS_OF_NODE_MAX or len(self._known) >= _REPORTS_MAX):
+                self._evict(quiet)
             report = Report(row, name, event.node, entity, event.code, event.synthetic, time_ns, time_ns)
             self._known[entity, name, event.synthetic] = report
+        quiet = self._order.setdefault(event.node, {})
+        quiet.pop((entity, name, event.synthetic), None)
+        quiet[entity, name, event.synthetic] = None
         self._add(report, event, time_ns)
         if row.fault_class == "xid_application" and not event.synthetic:
             of_node = self._applications.setdefault(event.node, {})
@@ -137,6 +143,9 @@ class CodeReports:
                 found += self._pattern(report, now_ns)
         for key in forgotten:
             del self._known[key]
+        if forgotten:
+            kept = {node: {k: None for k in keys if k in self._known} for node, keys in self._order.items()}
+            self._order = {node: keys for node, keys in kept.items() if keys}
         return found
 
     def _add(self, report: Report, event: FactEvent, time_ns: int) -> None:
@@ -242,11 +251,11 @@ class CodeReports:
         )
         return not any(start - reach <= start_ns <= last + reach for start, last in pairs)
 
-    def _evict(self) -> None:
-        """Forget the report that was quiet longest; a flood of made-up numbers must not fill the memory."""
-        oldest = min(self._known, key=lambda key: self._known[key].last_ns)
-        del self._known[oldest]
-        self.dropped += 1
+    def _evict(self, quiet: dict[_Key, None]) -> None:
+        """Forget the node's quietest report: made-up numbers must not cost other nodes theirs."""
+        oldest = next(iter(quiet))
+        del quiet[oldest]
+        self.dropped += self._known.pop(oldest, None) is not None
 
 
 def _burst(bursts: deque[int], time_ns: int, burst_s: float) -> None:

@@ -88,6 +88,20 @@ class Test:
             yes_ns=("i8", 0, ()),
         )
         self.bucket = 0
+        self._remembered: dict[str, float] = {}
+
+    def remember(self, entity: str, best: float) -> None:
+        """Take back what a series was at its best before a restart, which its readings of now do not tell."""
+        self._remembered[entity] = best
+
+    def best(self, reading: Reading) -> NDArray[np.float64]:
+        """The best of every series so far, NaN where nothing is known."""
+        best: NDArray[np.float64] = self.state["best"]
+        if self._remembered:
+            for row, entity in enumerate(reading.entities):
+                if entity in self._remembered:
+                    best[row] = self._remembered.pop(entity)
+        return best
 
     def ask(self, snapshot: Snapshot, active: NDArray[np.bool_] | None = None) -> tuple[Reading, Verdict]:
         """Judge the newest reading of every series. `active` [S]: which rows are judged by `release`."""
@@ -170,13 +184,13 @@ def _share_at_most(test: Test, reading: Reading, limit: Array, snapshot: Snapsho
 
 
 def _below_best(test: Test, reading: Reading, _: Array, __: Snapshot) -> Judged:
-    best = np.fmax(test.state["best"], np.where(reading.known, reading.values, np.nan))
+    best = np.fmax(test.best(reading), np.where(reading.known, reading.values, np.nan))
     test.state["best"] = best
     return reading.values < best, reading.values, best
 
 
 def _above_best(test: Test, reading: Reading, _: Array, __: Snapshot) -> Judged:
-    best = np.fmin(test.state["best"], np.where(reading.known, reading.values, np.nan))
+    best = np.fmin(test.best(reading), np.where(reading.known, reading.values, np.nan))
     test.state["best"] = best
     return reading.values > best, reading.values, best
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -63,6 +64,12 @@ class _Running:
         self._ignored = _Ignored(rule.ignore)
         self._held = Persistence(for_s=rule.for_s, gap_s=rule.gap_s, clear_s=rule.clear_s, hold_s=rule.hold_s)
         self._said: dict[str, Finding] = {}
+
+    def remember(self, finding: Finding) -> None:
+        """Take back from a finding of an earlier run what its series was at its best."""
+        expected = finding.evidence.expected
+        if expected is not None and self.rule.test in ("below_best", "above_best"):
+            self._test.remember(finding.entity, expected)
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Return what holds now; in a storm a finding's numbers may be as many ticks old as turns take."""
@@ -138,6 +145,13 @@ class MetricRules:
         given = rules if rules is not None else catalogue.load("metric_rules", catalogue.MetricRules).rule
         self._running = [_Running(rule) for rule in given]
         self._unless = {rule.name: frozenset(rule.unless) for rule in given if rule.unless}
+
+    def remember(self, findings: Iterable[Finding]) -> None:
+        """Take back what the open findings of an earlier run rest on and no reading tells again."""
+        by_name = {running.rule.name: running for running in self._running}
+        for finding in findings:
+            if finding.detector == "rules" and finding.rule in by_name:
+                by_name[finding.rule].remember(finding)
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Return what holds now, one finding for each rule and entity blamed."""

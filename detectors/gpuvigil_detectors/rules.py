@@ -6,6 +6,7 @@ Blind spot: what no catalogue names. A GPU that is silently slow breaks no rule.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,6 +16,7 @@ from gpuvigil_detectors.cached import Cached
 from gpuvigil_detectors.code_reports import CodeReports
 from gpuvigil_detectors.metric_rules import MetricRules
 from gpuvigil_detectors.recovery import RECOVERY_XID, Recovery
+from gpuvigil_protos.entity import is_valid_entity
 
 _SECOND: Final = 1_000_000_000
 _LINES_MAX: Final = 50_000
@@ -48,6 +50,10 @@ class Rules:
         self._line_rows = {row.rule: row for row in lines}
         self._lines: dict[tuple[str, str, bool], _Line] = {}  # by entity, rule, and whether it is a drill
         self._boots: dict[str, str] = {}
+
+    def remember(self, findings: Iterable[Finding]) -> None:
+        """Take back the findings of incidents that were open when an earlier run ended."""
+        self._metrics.remember(findings)
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Return everything that holds now."""
@@ -128,6 +134,7 @@ class Rules:
             return
         device = event.fields.get("device", "")
         blamed = f"disk:{device}" if row.blame == "device" and device else event.entity
+        blamed = blamed if is_valid_entity(blamed) else event.entity
         key, time_ns = (f"{event.node}/{blamed}", row.rule, event.synthetic), min(event.time_ns, now_ns)
         line = self._lines.get(key)
         if line is None:

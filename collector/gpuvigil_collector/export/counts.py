@@ -13,6 +13,7 @@ from gpuvigil_detectors.base import FactEvent, Finding, Severity, Snapshot
 from gpuvigil_protos import entity as names
 
 XID_SERIES_MAX = 1000
+XID_SERIES_OF_NODE_MAX = 50
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series a counter, for a question nobody asks of ours
@@ -83,18 +84,24 @@ class Counts:
             self.incident_changes_total.labels(incident.fault_class, incident.severity, change.what).inc()
 
     def count_events(self, snapshot: Snapshot) -> None:
-        """Count the Xids among this tick's events; past the bound they share one overflow counter."""
+        """Count the Xids among this tick's events; past the bound the quietest series goes, counted."""
         for event in snapshot.events:
             if event.kind == "xid" and not event.judged:
                 self._count_xid(event, Topology(snapshot.nodes))
+
+    def _make_room(self, node: str) -> None:
+        """Drop the series that was quiet longest, of this node where it has many."""
+        own = [key for key in self.xids if key.node == node]
+        among = own if len(own) > XID_SERIES_OF_NODE_MAX else self.xids
+        del self.xids[min(among, key=lambda key: self.xids[key].last_ns)]
+        self.xids_overflow += 1
 
     def _count_xid(self, event: FactEvent, topology: Topology) -> None:
         uuid = names.gpu_uuid_of(event.entity) or ""
         index = topology.gpu_index(event.node, uuid) if uuid else None
         key = XidKey(event.node, "" if index is None else str(index), uuid, event.code)
         if key not in self.xids and len(self.xids) >= XID_SERIES_MAX:
-            self.xids_overflow += 1
-            return
+            self._make_room(event.node)
         count = self.xids.setdefault(key, XidCount())
         count.by_origin[event.origin] += 1
         count.last_ns = max(count.last_ns, event.time_ns)

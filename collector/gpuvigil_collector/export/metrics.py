@@ -89,7 +89,7 @@ class FleetCollector(Collector):
         yield total
         yield last
         yield _counter(
-            "gpuvigil_xid_series_overflow", "Xids not shown by GPU and code: too many series.",
+            "gpuvigil_xid_series_overflow", "Xid series that made room for newer ones.",
             self._counts.xids_overflow,
         )  # fmt: skip
 

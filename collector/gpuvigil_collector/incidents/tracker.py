@@ -7,7 +7,8 @@ resolves. Stickiness and hysteresis are the detectors' own.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,6 +20,8 @@ from gpuvigil_collector.incidents.open_set import OpenSet
 from gpuvigil_collector.incidents.ranking import Causes, Claim, Key, locality
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import Finding
+
+_CLAIMS_PER_INCIDENT = 10
 
 What = Literal["opened", "reopened", "cause_changed", "severity_raised", "merged", "resolved"]
 
@@ -76,7 +79,7 @@ class Tracker:
         claims = widen(claims_of(f for f in findings if f.notify), self.causes, topology)
         claims.sort(key=lambda claim: (self.causes.rank(claim.fault_class), _widest(claim), claim.start_ns))
         self._crowds.clear()
-        for claim in claims:
+        for claim in self._spread(claims):
             self._place(claim, topology, now_ns)
         for (node, _), refused in list(self._crowds.items()):
             claims.append(crowd_claim(node, refused, self.settings.node_max))
@@ -88,6 +91,23 @@ class Tracker:
         self._pending = {key: since for key, since in self._pending.items() if key in current}
         self._refused &= current
         return self._changes
+
+    def _spread(self, claims: list[Claim]) -> Iterator[Claim]:
+        """Yield the claims, of one node not more than can matter: one that lies must not hold up the tick."""
+        most, counts = self.settings.node_max * _CLAIMS_PER_INCIDENT, Counter[str]()
+        for claim in claims:
+            node = locality(claim.entity)[0]
+            counts[node] += 1
+            if counts[node] <= most:
+                yield claim
+            else:
+                self._refuse(claim)
+                self._crowds.setdefault((node, claim.synthetic), []).append(claim)
+
+    def _refuse(self, claim: Claim) -> None:
+        """Count a claim that opens nothing, once as long as it holds."""
+        self.not_opened += claim.key not in self._refused
+        self._refused.add(claim.key)
 
     def _place(self, claim: Claim, topology: Topology, now_ns: int, *, crowd: bool = False) -> None:
         home = self._home(claim)
@@ -142,9 +162,10 @@ class Tracker:
     def _open(self, claim: Claim, topology: Topology, now_ns: int, crowd: bool) -> None:
         node = locality(claim.entity)[0]
         crowded = self._set.count(node) >= self.settings.node_max and not crowd
-        if crowded or len(self.open) >= self.settings.open_max:
-            self.not_opened += claim.key not in self._refused
-            self._refused.add(claim.key)
+        # warnings must not keep a critical fault out: it has as much room again
+        grave = claim.findings[0].severity == "critical"
+        if crowded or len(self.open) >= self.settings.open_max * (2 if grave else 1):
+            self._refuse(claim)
             if crowded:
                 self._crowds.setdefault((node, claim.synthetic), []).append(claim)
             return

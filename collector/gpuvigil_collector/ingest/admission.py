@@ -13,7 +13,7 @@ from gpuvigil_collector.ingest.node_locks import NodeLocks
 from gpuvigil_collector.ingest.refusal import StreamRejectedError, show
 from gpuvigil_collector.ingest.session import ROLES, Session
 from gpuvigil_protos.codec import SCHEMA_VERSION
-from gpuvigil_protos.entity import is_valid_node_name
+from gpuvigil_protos.entity import gpu, is_valid_entity, is_valid_node_name
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 ALIVE_S: Final = 5.0
@@ -110,6 +110,9 @@ def check_hello(hello: pb.Hello) -> None:
         raise _bad_hello("sent_ns", "the agent's time", str(hello.sent_ns))
     if len(hello.inventory.gpus) > GPUS_MAX:
         raise _bad_hello("inventory.gpus", f"at most {GPUS_MAX}", str(len(hello.inventory.gpus)))
+    for one in hello.inventory.gpus:
+        if not is_valid_entity(gpu(one.uuid)):
+            raise _bad_hello("inventory.gpus.uuid", "a name without spaces, quotes and brackets", one.uuid)
 
 
 def _bad_hello(field: str, expected: str, got: str) -> StreamRejectedError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
@@ -20,7 +20,7 @@ from gpuvigil_collector.ingest.brain_link import BrainLink, series_of
 from gpuvigil_collector.ingest.clock import SECOND_NS
 from gpuvigil_collector.ingest.dictionary import Dictionary, parse
 from gpuvigil_collector.ingest.hooks import AFTER_RECEIVE, Hook
-from gpuvigil_collector.ingest.ledger import Ledger
+from gpuvigil_collector.ingest.ledger import Delivery, Ledger
 from gpuvigil_collector.ingest.recorder import Recorder
 from gpuvigil_collector.ingest.refusal import RefusedError, StreamRejectedError
 from gpuvigil_collector.ingest.ring import SETTLE_S, Plane
@@ -32,6 +32,7 @@ from gpuvigil_protos.codec import ALREADY_DURABLE
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 HOLES_MAX: Final = 4096
+GAPS_MAX: Final = 1000  # twenty times what our agents put into one message
 DICTIONARY_CHANGES_MAX: Final = 600
 
 
@@ -103,6 +104,7 @@ class Intake:
     def _batch(self, session: Session, batch: pb.Batch, size: int) -> None:
         sequence = batch.sequence
         try:
+            validate.check_size(size)
             self._take_gaps(session, batch.gaps)  # a duplicate may carry new gaps
             if self._is_known(session, "metrics", sequence):
                 return
@@ -121,6 +123,7 @@ class Intake:
 
     def _event(self, session: Session, event: pb.Event, size: int) -> None:
         try:
+            validate.check_size(size)
             self._take_gaps(session, event.gaps)
             if self._is_known(session, "events", event.sequence):
                 return
@@ -143,10 +146,14 @@ class Intake:
             self.counters["duplicates_total"] += 1
             self._ledger.touch(session.key(name))
             return True
+        self._check_holes(delivery)
+        return False
+
+    @staticmethod
+    def _check_holes(delivery: Delivery) -> None:
         if len(delivery.received) > HOLES_MAX:
             detail = f"sequence: expected a contiguous count, got more than {HOLES_MAX} holes"
             raise StreamRejectedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_holes", detail)
-        return False
 
     def _refuse(self, session: Session, name: str, sequence: int, refused: RefusedError) -> None:
         """Count a refusal; the agent is told when the ledger holds it, so that no crash forgets it."""
@@ -158,10 +165,13 @@ class Intake:
         self._ledger.touch(session.key(name))
         self._recorder.add_change(session.key(name), lambda: session.refuse(name, sequence, refused))
 
-    def _take_gaps(self, session: Session, gaps: Iterable[pb.Gap]) -> None:
+    def _take_gaps(self, session: Session, gaps: Sequence[pb.Gap]) -> None:
+        if len(gaps) > GAPS_MAX:
+            raise RefusedError("bad_length", f"gaps: expected at most {GAPS_MAX} a message, got {len(gaps)}")
         for gap in gaps:
             name = validate.check_gap(gap)
             delivery = session.delivery(name)
+            self._check_holes(delivery)
             new = delivery.received.add(gap.first, gap.last)
             if gap.reason != ALREADY_DURABLE:
                 delivery.gap_sequences += new

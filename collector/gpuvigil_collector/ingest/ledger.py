@@ -15,8 +15,11 @@ from typing import Final
 import msgspec
 
 from gpuvigil_collector.ingest.intervals import IntervalSet
+from gpuvigil_collector.store_registry import set_aside
+from gpuvigil_protos import log
 
 BOOTS_PER_NODE: Final = 16
+_log = log.get("ledger")
 Key = tuple[str, str, str]
 """node, boot_id, delivery class (`metrics` or `events`)."""
 
@@ -58,6 +61,21 @@ class LedgerFile:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
+
+    @classmethod
+    def own(cls, path: Path) -> LedgerFile:
+        """Open this worker's own file. A damaged one is set aside: what the recordings hold is read back."""
+        try:
+            file = cls(path)
+            (sound,) = file._db.execute("PRAGMA quick_check(1)").fetchone()
+            if sound == "ok":
+                return file
+            file.close()
+            reason = str(sound)
+        except sqlite3.DatabaseError as error:
+            reason = str(error)
+        _log.error("ledger_damaged", path=str(path), error=reason, set_aside=str(set_aside(path)))
+        return cls(path)
 
     def last_segment(self) -> int:
         """Return the newest segment's number that a commit has covered; 0 for none."""

@@ -43,6 +43,7 @@ class IngestConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
                 "plain text is for loopback alone"
             )
         _within(self.workers, 1, 64, f"{origin}: ingest.workers")
+        _within(self.idle_timeout, 5, 86_400, f"{origin}: ingest.idle_timeout")
         _within(self.series_max, 1, 100_000, f"{origin}: ingest.series_max")
         _within(self.series_capacity, self.series_max, 1 << 24, f"{origin}: ingest.series_capacity")
         _within(self.recordings.flush_interval, 0.05, 10, f"{origin}: ingest.recordings.flush_interval")

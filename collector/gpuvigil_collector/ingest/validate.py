@@ -59,6 +59,13 @@ class Block:
     values: NDArray[np.float32]
 
 
+def check_size(size: int) -> None:
+    """Raise RefusedError for a message that is larger than any agent of ours sends."""
+    if size > codec.MESSAGE_MAX_BYTES:
+        expected = f"expected at most {codec.MESSAGE_MAX_BYTES} bytes"
+        raise RefusedError("too_large", f"message: {expected}, got {size}")
+
+
 def check_batch(
     batch: pb.Batch, size: int, dictionary: Dictionary | RefusedError | None, now_ns: int
 ) -> list[Block]:
@@ -66,10 +73,7 @@ def check_batch(
 
     Raises RefusedError. A dictionary that was refused refuses the batches that use it, for the same reason.
     """
-    if size > codec.MESSAGE_MAX_BYTES:
-        raise RefusedError(
-            "too_large", f"message: expected at most {codec.MESSAGE_MAX_BYTES} bytes, got {size}"
-        )
+    check_size(size)
     _check_sequence(batch.sequence)
     if getattr(batch, "class") != pb.CLASS_METRICS:
         raise RefusedError("bad_text", f"class: expected metrics, got {getattr(batch, 'class')}")
@@ -143,10 +147,7 @@ def check_gap(gap: pb.Gap) -> str:
 
 def check_event(event: pb.Event, size: int, now_ns: int) -> None:
     """Check one event's names, sizes and time. Raises RefusedError."""
-    if size > codec.MESSAGE_MAX_BYTES:
-        raise RefusedError(
-            "too_large", f"message: expected at most {codec.MESSAGE_MAX_BYTES} bytes, got {size}"
-        )
+    check_size(size)
     _check_sequence(event.sequence)
     if event.kind not in KINDS or event.origin not in ORIGINS:
         raise RefusedError(

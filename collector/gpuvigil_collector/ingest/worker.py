@@ -57,7 +57,7 @@ class Worker:
         recordings = Path(config.ingest.recordings.directory or state / "recordings")
         workers = config.ingest.workers
         files = [state / f"ledger-{index:02}.sqlite" for index in range(workers)]
-        own = LedgerFile(files[config.index])
+        own = LedgerFile.own(files[config.index])
         own.prune()
         quota = config.ingest.recordings.quota // workers
         self._segments = Segments(recordings, config.index, quota, hook)
