@@ -48,7 +48,9 @@ RECORDS_AT = 2 * PAGE
 SIZE = RECORDS_AT + CAPACITY * RECORD.size
 
 CONTROL_MAGIC = b"GPUVCTRL"
-# magic, version, unused, save requests so far, deadline (wall), fence generation, request id
-CONTROL = struct.Struct("<8sIIQqQ32s")
-CONTROL_REQUESTS_AT = 16
+# magic, version, unused, number of the newest request to save (it only grows), its deadline (wall), its id
+CONTROL = struct.Struct("<8sIIQq32s")
+CONTROL_REQUEST_AT = 16
+CONTROL_BODY = struct.Struct("<q32s")
+CONTROL_BODY_AT = 24
 CONTROL_SIZE = PAGE

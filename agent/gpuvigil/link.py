@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 from array import array
-from typing import Any, Callable, Dict, Optional
+from collections import deque
+from typing import Any, Callable, Deque, Dict, Optional
 
 from gpuvigil.identity import identity
 from gpuvigil.ring import Control, Ring
@@ -27,6 +28,7 @@ BEAT_S = 0.5
 RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0
 TIMEOUT_S = 2.0
 _MESSAGE_MAX = 4096
+_WORDS_MAX = 64
 
 
 class Link(threading.Thread):
@@ -41,6 +43,9 @@ class Link(threading.Thread):
         self._pid = os.getpid()
         self.registered = False
         self.refused = ""
+        self.offers: Dict[str, str] = {}
+        self._again = False
+        self._words: Deque[bytes] = deque(maxlen=_WORDS_MAX)
         atexit.register(self._say_exit)
 
     def run(self) -> None:
@@ -56,9 +61,14 @@ class Link(threading.Thread):
             time.sleep(BEAT_S)
 
     def _tend(self) -> None:
+        if self._again:
+            self._again = False
+            self._drop()
+            self._retry_at, self._retry_s = 0.0, RETRY_MIN_S
         if self._socket is None and time.monotonic() >= self._retry_at:
             self._connect()
         if self._socket is not None:
+            self._say(self._socket)
             self._listen(self._socket)
 
     def _connect(self) -> None:
@@ -71,7 +81,7 @@ class Link(threading.Thread):
         try:
             made.settimeout(TIMEOUT_S)
             made.connect(path)
-            known = identity()
+            known = {**identity(), **self.offers}
             self._ring.identify(known)
             self._send(made, known)
             answer = json.loads(made.recv(_MESSAGE_MAX) or b"{}")
@@ -99,6 +109,20 @@ class Link(threading.Thread):
             return
         self._drop()
 
+    def tell(self, word: Dict[str, Any]) -> None:
+        """Have the agent told, now or when there is one again; of what waits the newest 64 are kept."""
+        self._words.append(json.dumps(word).encode()[:_MESSAGE_MAX])
+
+    def offer(self, name: str, value: str) -> None:
+        """Register anew with one more thing that this process can do."""
+        self.offers[name] = value
+        self._again = True
+
+    def _say(self, made: socket.socket) -> None:
+        while self._words:
+            made.send(self._words[0])
+            self._words.popleft()
+
     def _drop(self) -> None:
         made, self._socket, self.registered = self._socket, None, False
         if made is not None:
@@ -110,4 +134,5 @@ class Link(threading.Thread):
         if made is None or os.getpid() != self._pid:
             return
         with contextlib.suppress(OSError):
+            self._say(made)
             made.send(b'{"event":"exit"}')

@@ -16,7 +16,7 @@ import math
 import os
 from threading import get_ident
 from time import monotonic_ns
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from gpuvigil import layout
 from gpuvigil.fields import EMPTY, GRADIENT, LOSS, PHASE_CODES, SECONDS
@@ -88,6 +88,24 @@ class Monitor:
         """Count what went wrong, for the operator to see."""
         if self._ring is not None:
             self._ring.fault(_FAULT[kind])
+
+    def request(self) -> int:
+        """Return the number of the newest request to save that this process was given, 0 for none."""
+        return self._control.request if self._control is not None else 0
+
+    def request_id(self) -> str:
+        """Return the newest request's own name, "" for none."""
+        return self._control.request_id if self._control is not None else ""
+
+    def tell(self, word: Dict[str, Any]) -> None:
+        """Have the node's agent told something of this process."""
+        if self._link is not None:
+            self._link.tell(word)
+
+    def offer(self, name: str, value: str) -> None:
+        """Say what this process can be asked for; it is part of who it is."""
+        if self._ready() and self._link is not None:
+            self._link.offer(name, value)
 
     # --- inside; callers guard
 

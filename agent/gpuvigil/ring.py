@@ -108,13 +108,19 @@ class Control:
     def __init__(self) -> None:
         self.fd = anonymous_file("gpuvigil-control", layout.CONTROL_SIZE)
         self._map = mmap.mmap(self.fd, layout.CONTROL_SIZE)
-        layout.CONTROL.pack_into(self._map, 0, layout.CONTROL_MAGIC, layout.VERSION, 0, 0, 0, 0, b"")
+        layout.CONTROL.pack_into(self._map, 0, layout.CONTROL_MAGIC, layout.VERSION, 0, 0, 0, b"")
         self._words = memoryview(self._map).cast("Q")
 
     @property
-    def requests(self) -> int:
-        """Return how many saves were asked for so far."""
-        return self._words[layout.CONTROL_REQUESTS_AT // 8]
+    def request(self) -> int:
+        """Return the number of the newest request to save, 0 for none."""
+        return self._words[layout.CONTROL_REQUEST_AT // 8]
+
+    @property
+    def request_id(self) -> str:
+        """Return the newest request's own name."""
+        _, raw = layout.CONTROL_BODY.unpack_from(self._map, layout.CONTROL_BODY_AT)
+        return bytes(raw).rstrip(b"\0").decode("ascii", "replace")
 
     def close(self) -> None:
         """Let go of the page."""

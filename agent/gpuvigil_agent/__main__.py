@@ -76,7 +76,9 @@ async def _daemon(config: AgentConfig, node: str, path: Path | None, overrides: 
     from gpuvigil_agent.agent import Agent  # noqa: PLC0415 - grpc is 9 MiB: not for --check-config
     from gpuvigil_agent.reload import Reloads  # noqa: PLC0415 - the same
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to reload yet
     agent = Agent(config, node)
+    agent.open()  # before SIGTERM is ours: while a disk hangs here, the kernel's own way ends the process
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: _begin_end(agent.stop))

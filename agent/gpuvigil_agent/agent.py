@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from gpuvigil_agent import metrics, sources
+from gpuvigil_agent import commands, metrics, sources
 from gpuvigil_agent.collect import Collect
 from gpuvigil_agent.config import AgentConfig
 from gpuvigil_agent.driver_client import DriverClient
@@ -34,7 +34,7 @@ _log = log.get("agent")
 
 
 class Agent:
-    """Make it, `run` it once. `stop` may be set from a signal handler on the loop."""
+    """Make it, `open` it, `run` it once. `stop` may be set from a signal handler on the loop."""
 
     def __init__(self, config: AgentConfig, node: str) -> None:
         self.config, self.node = config, node
@@ -44,8 +44,9 @@ class Agent:
         self.hook = HookIntake(config.hook, self._on_event, self._has_gpu)
         self.collect = Collect(self.driver, HostRunner(sources.host_samplers(config, node)), self.hook)
         self.stream = Stream(
-            config, node, self.spool, self._inventory, self.collect.batch.dictionary, self._set_flush_interval
-        )
+            config, node, self.spool, self._inventory, self.collect.batch.dictionary,
+            self._set_flush_interval, lambda command: commands.answer(command, self.hook),
+        )  # fmt: skip
         self.events = Events(self.spool, self.stream)
         self.kernel = KernelReader(config, node, self._gpu_by_pci, self._on_event)
         self.beat = Beat(phase_s(node))
@@ -61,11 +62,14 @@ class Agent:
         self._spool_state = "ok"
         self._notify = Notify()
 
-    async def run(self) -> None:
-        """Start every part, tick until `stop`, end every part. Raises SpoolError and ConfigError at start."""
+    def open(self) -> None:
+        """Take what may be refused or may hang, port and disk. Raises SpoolError and ConfigError."""
         if self.config.metrics.address:  # first: a port that is taken must not look like a crash of the spool
             self.endpoint = metrics.serve(self, self.config.metrics.address)
         self.spool.open()
+
+    async def run(self) -> None:
+        """Start every part, tick until `stop`, end every part."""
         await self.driver.start()
         link = asyncio.ensure_future(self.stream.run())
         self.kernel.start()

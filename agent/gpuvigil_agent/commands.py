@@ -1,16 +1,54 @@
-"""Commands of the collector. This agent knows none yet; an unknown verb is answered, never ignored."""
+"""Commands of the collector: what this agent can be asked to do. An unknown verb is answered, never ignored.
+
+save  job, number   ask the job's ranks on this node for a checkpoint, those whose owner has opted in
+"""
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
+from gpuvigil_agent.hook_intake import HookIntake
 from gpuvigil_agent.wire import clean
 from gpuvigil_protos import log
+from gpuvigil_protos.entity import is_valid_job
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
+_NUMBER_MAX: Final = 1 << 62
 _log = log.get("commands")
 
 
-def answer(command: pb.Command) -> pb.CommandResult:
-    """Refuse a verb this agent does not have, by name."""
+class RefusedError(Exception):
+    """A command that this agent does not carry out; the text goes back to the collector."""
+
+
+def answer(command: pb.Command, hook: HookIntake) -> pb.CommandResult:
+    """Carry a command out, or say why not."""
     verb = clean(command.verb, 40)
-    _log.warning("command_refused", verb=verb)
-    return pb.CommandResult(id=command.id[:100], accepted=False, outcome=f"unknown verb {verb!r}")
+    try:
+        if verb != "save":
+            raise RefusedError(f"unknown verb {verb!r}")
+        outcome = _save(command, hook)
+    except RefusedError as refused:
+        _log.warning("command_refused", verb=verb, reason=str(refused))
+        return pb.CommandResult(id=command.id[:100], accepted=False, outcome=str(refused))
+    _log.info("command_done", verb=verb, outcome=outcome)
+    return pb.CommandResult(id=command.id[:100], accepted=True, outcome=outcome)
+
+
+def _save(command: pb.Command, hook: HookIntake) -> str:
+    job, number = command.arguments.get("job", ""), command.arguments.get("number", "")
+    if not is_valid_job(job):
+        raise RefusedError("job: expected letters, digits and ._:+-")
+    if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < _NUMBER_MAX):
+        raise RefusedError(f"number: expected a whole number above 0, got {clean(number, 30)!r}")
+    if not (command.id.isascii() and command.id.isalnum() and len(command.id) <= 32):
+        raise RefusedError("id: expected at most 32 letters and digits")
+    if command.deadline_ns <= time.time_ns():
+        raise RefusedError("deadline_ns: it has passed")
+    asked, ranks = hook.ask_to_save(job, int(number), command.id, command.deadline_ns)
+    if not ranks:
+        raise RefusedError(f"no rank of job {job} runs here")
+    if not asked:
+        raise RefusedError(f"none of {ranks} ranks of job {job} saves on request")
+    return f"armed {asked} of {ranks} ranks"

@@ -7,7 +7,7 @@ from typing import Literal
 
 EventKind = Literal[
     "xid", "sxid", "kernel", "gpu_lost", "gpu_returned", "driver_stuck", "driver_recovered",
-    "driver_crashed", "recovery_action", "agent", "hook", "rank_up", "rank_down", "collectives",
+    "driver_crashed", "recovery_action", "agent", "hook", "rank_up", "rank_down", "collectives", "checkpoint",
 ]  # fmt: skip
 Origin = Literal["driver", "kernel_log", "agent", "job"]
 

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from gpuvigil_protos import log
 
 WITHIN_S: Final = 2.0
 _CONNECTIONS_MAX: Final = 128
-_MESSAGES_MAX: Final = 100
+_MESSAGES_MAX, _MESSAGES_S = 100, 60.0
 _log = log.get("hook")
 
 
@@ -126,11 +126,13 @@ class HookIntake:
         hook_peer.answer(connection, {"ok": True})
         loop = asyncio.get_running_loop()
         loop.remove_reader(connection)
-        loop.add_reader(connection, self._next, connection, rank, [0])
+        loop.add_reader(connection, self._next, connection, rank, deque(maxlen=_MESSAGES_MAX))
 
-    def _next(self, connection: socket.socket, rank: Rank, count: list[int]) -> None:
+    def _next(self, connection: socket.socket, rank: Rank, lately: deque[float]) -> None:
         """Take a word of a registered process; its end is told by the pidfd, not by the connection's."""
-        count[0] += 1
+        now = time.monotonic()
+        flood = len(lately) == _MESSAGES_MAX and now - lately[0] < _MESSAGES_S
+        lately.append(now)
         try:
             data, files = hook_peer.receive(connection)
             hook_peer.close_all(files)
@@ -138,9 +140,40 @@ class HookIntake:
             return
         except (OSError, Refused):
             data = b""
-        rank.exit_said |= data == b'{"event":"exit"}'
-        if not data or count[0] > _MESSAGES_MAX:
+        if not data or flood:
+            self.refused["flood"] += flood
             self._close(connection)
+            return
+        try:
+            word = hook_peer.parse_word(data)
+        except Refused as refused:
+            self.refused[refused.reason] += 1
+            return
+        if isinstance(word, hook_peer.Save):
+            self._saved(rank, word)
+        else:
+            rank.exit_said = True
+
+    def _saved(self, rank: Rank, word: hook_peer.Save) -> None:
+        """Pass on how a save went, under the name that this rank registered with."""
+        fields = {
+            "outcome": word.outcome, "step": str(word.step), "path": word.path, "bytes": str(word.size),
+            "seconds": f"{word.seconds:.3f}", "detail": word.detail, "request": word.request,
+            "job": rank.identity.job, "rank": str(rank.identity.rank), "generation": str(word.generation),
+        }  # fmt: skip
+        self._on_event(
+            AgentEvent(
+                time_ns=time.time_ns(), kind="checkpoint", origin="job", entity=rank.entity,
+                text=f"rank {rank.identity.rank} of job {rank.identity.job}: checkpoint of step {word.step} "
+                f"{word.outcome}",
+                fields={key: value for key, value in fields.items() if value},
+            )
+        )  # fmt: skip
+
+    def ask_to_save(self, job: str, number: int, request: str, deadline_ns: int) -> tuple[int, int]:
+        """Ask this node's ranks of a job for a checkpoint; return how many were asked, and of how many."""
+        ranks = [rank for rank in self.ranks.values() if rank.identity.job == job]
+        return sum(rank.ask_to_save(number, request, deadline_ns) for rank in ranks), len(ranks)
 
     # --- ranks
 

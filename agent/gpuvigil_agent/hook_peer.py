@@ -15,7 +15,7 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -52,6 +52,25 @@ class Identity(msgspec.Struct, frozen=True):
     launcher: _Word = ""
     program: _Word = ""
     gpu: _Word = ""
+    on_request: _Word = ""
+
+
+class Exit(msgspec.Struct, frozen=True, tag_field="event", tag="exit"):
+    """The process ends by its own will."""
+
+
+class Save(msgspec.Struct, frozen=True, tag_field="event", tag="save"):
+    """How a save went, as one rank tells it. outcome: saved, failed, partial, fenced, no_space, unusable."""
+
+    outcome: Literal["saved", "failed", "partial", "fenced", "no_space", "unusable"]
+    step: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)]
+    rank: _Count
+    generation: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    path: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    detail: Annotated[str, msgspec.Meta(max_length=400)] = ""
+    request: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -102,6 +121,14 @@ def parse(message: bytes) -> Registration:
         size, rank = found.identity.world_size, found.identity.rank
         raise Refused("bad_rank", f"identity.rank: expected less than world_size {size}, got {rank}")
     return found
+
+
+def parse_word(message: bytes) -> Exit | Save:
+    """Check what a registered process says. Raises Refused."""
+    try:
+        return msgspec.json.decode(message, type=Exit | Save)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise Refused("bad_word", f"word: {str(error)[:150]}") from None
 
 
 def map_ring(fd: int) -> mmap.mmap:

@@ -10,6 +10,7 @@ import contextlib
 import math
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -134,6 +135,7 @@ class Rank:
             "world_size": str(who.world_size), "restart": str(who.restart), "launcher": who.launcher,
             "program": who.program, "gpu": who.gpu, "uid": str(self.peer.uid), "pid": str(self.peer.pid),
             "generation": str(self.generation), "workload": self.peer.workload[:200],
+            "on_request": who.on_request,
         }  # fmt: skip
         return {key: value for key, value in fields.items() if value}
 
@@ -146,6 +148,22 @@ class Rank:
             "seconds_since_step": f"{self._age(clocks):.1f}", "generation": str(self.generation),
             "world_size": str(self.identity.world_size),
         }  # fmt: skip
+
+    def ask_to_save(self, number: int, request: str, deadline_ns: int) -> bool:
+        """Write a request into the process's control page; False where its owner takes none.
+
+        The number is written last: who sees it sees the rest. It only grows, so a request that comes twice,
+        or late, changes nothing.
+        """
+        if self.identity.on_request != "save":
+            return False
+        (now,) = struct.unpack_from("<Q", self.control, layout.CONTROL_REQUEST_AT)
+        if number > now:
+            layout.CONTROL_BODY.pack_into(
+                self.control, layout.CONTROL_BODY_AT, deadline_ns, request.encode()[:32]
+            )
+            struct.pack_into("<Q", self.control, layout.CONTROL_REQUEST_AT, number)
+        return True
 
     def close(self) -> None:
         """Let go of ring, page and process."""

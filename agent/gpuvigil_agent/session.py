@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from gpuvigil_agent import commands
 from gpuvigil_agent.backlog import Backlog
 from gpuvigil_agent.call import Call
 from gpuvigil_agent.identity import AGENT_VERSION
@@ -201,7 +200,7 @@ class Session:
             )
         elif kind == "command":
             self.stream.counters["commands"] += 1
-            await self.write(call, pb.StreamRequest(command_result=commands.answer(answer.command)))
+            await self.write(call, pb.StreamRequest(command_result=self.stream.answer(answer.command)))
 
     def bury(self, boot_id: str, number: int, sequence: int, reason: str) -> None:
         """Move one message to the dead letters."""

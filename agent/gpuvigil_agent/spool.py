@@ -109,8 +109,10 @@ class Spool:
     async def read(self, boot_id: str, number: int, after: int, limit: int) -> list[Row]:
         """Return up to `limit` rows above `after`, from the file, else from memory. Raises TimeoutError."""
         none: list[Row] = []
+        # before the file: a row that moves there in between would be found in neither
+        waiting = self.memory.rows_after(boot_id, number, after, limit)
         rows = await self._ask(lambda store: self.writer.sound(store, boot_id, number, after, limit), none)
-        return rows or self.memory.rows_after(boot_id, number, after, limit)
+        return rows or waiting
 
     async def dictionary(self, boot_id: str, version: int) -> bytes | None:
         """Return a dictionary, None when it is lost. Raises TimeoutError when the disk does not answer."""

@@ -39,6 +39,8 @@ class Memory:
         self.wake = threading.Condition()
         self.boot_id = ""
         self.following = {METRICS: 1, EVENTS: 1}
+        # a sequence may be taken and its row still in the making: the file must not count it as written
+        self.whole = {METRICS: 1, EVENTS: 1}
         self.samples = 0
         self.jobs: deque[Callable[[], None]] = deque()
         self.fresh = False  # rows came since the thread last looked
@@ -62,6 +64,7 @@ class Memory:
         """Go on under this generation."""
         with self.wake:
             self.boot_id, self.following, self.samples = boot_id, following, samples
+            self.whole = dict(following)
 
     def put(self, row: Row) -> None:
         """Add one message and wake the thread."""
@@ -70,6 +73,8 @@ class Memory:
             self._rows[row.number].append(row)
             self._bytes += len(row.payload)
             self.samples += row.samples
+            if row.boot_id == self.boot_id:
+                self.whole[row.number] = row.sequence + 1
             self._shrink()
             self.fresh = True
             self.wake.notify()
@@ -175,7 +180,7 @@ class Memory:
             self._writing = [*self._rows[METRICS], *self._rows[EVENTS]]
             work = Work(
                 rows=self._writing, acks=dict(self._acks), refused=self._refused, gaps=self._unsaved_gaps,
-                dictionaries=self._dictionaries, boot_id=self.boot_id, following=dict(self.following),
+                dictionaries=self._dictionaries, boot_id=self.boot_id, following=dict(self.whole),
                 samples=self.samples,
             )  # fmt: skip
             self._rows = {METRICS: deque(), EVENTS: deque()}

@@ -137,7 +137,7 @@ class Writer:
     def _note_used(self) -> None:
         """Write how far the sequences are, before any wait: `kill -9` keeps what was written."""
         with self.memory.wake:
-            text = spool_open.used_text(self.memory.boot_id, self.memory.following, self.memory.samples)
+            text = spool_open.used_text(self.memory.boot_id, self.memory.whole, self.memory.samples)
         try:
             os.pwrite(self.used_fd, text, 0)
         except OSError:

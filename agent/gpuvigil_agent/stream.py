@@ -51,9 +51,11 @@ class Stream:
         inventory: Callable[[], pb.Inventory],
         dictionary: Callable[[], pb.Dictionary],
         on_setting: Callable[[float], None],
+        answer: Callable[[pb.Command], pb.CommandResult],
     ) -> None:
         self.config, self.node, self.spool = config, node, spool
         self.inventory, self.dictionary, self.on_setting = inventory, dictionary, on_setting
+        self.answer = answer
         self.state = "connecting"
         self.reason = ""  # why it is not live, one line for people
         self.counters: dict[str, int] = {

@@ -23,6 +23,8 @@ from gpuvigil.cli import main as dispatch
 from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity
 from gpuvigil_cli.demo.run import Options, run_demo
 from gpuvigil_cli.flight import judge_directory, show_verdict
+from gpuvigil_cli.goodput import show_goodput
+from gpuvigil_cli.saves import follow
 from gpuvigil_cli.show import show_incidents, show_jobs, show_nodes, show_status
 from gpuvigil_cli.why import show_why
 
@@ -110,6 +112,48 @@ def jobs(
         show_jobs(_console(), items)
     else:
         _console().print("no training job has registered; two lines in its loop do it: README, Training jobs")
+
+
+@app.command()
+def goodput(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A name from `gpuvigil jobs`.")],
+    url: Url = DEFAULT_URL,
+    ca: Ca = "",
+    cert: Cert = "",
+    key: Key = "",
+    as_json: AsJson = False,
+) -> None:
+    """What a job's time went into, what each failure cost, and how often it should save."""
+    with _client(url, ca, cert, key) as client:
+        found = client.goodput(job)
+    if as_json:
+        _print_json(found)
+    else:
+        show_goodput(_console(), found)
+
+
+@app.command()
+def checkpoint(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A name from `gpuvigil jobs`.")],
+    url: Url = DEFAULT_URL,
+    ca: Ca = "",
+    cert: Cert = "",
+    key: Key = "",
+    wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a job for a checkpoint. Status 0 saved (or asked, with --no-wait), 1 refused or not saved."""
+    with _client(url, ca, cert, key) as client:
+        found = client.ask_save(job)
+        shown = "" if as_json else follow(_console(), found, "")
+        while wait and not found.get("ended_ns"):
+            time.sleep(0.5)
+            found = client.get(f"/api/v1/saves/{found['id']}")
+            shown = shown if as_json else follow(_console(), found, shown)
+    if as_json:
+        _print_json(found)
+    if wait and found.get("state") != "saved":
+        raise typer.Exit(1)
 
 
 @app.command()

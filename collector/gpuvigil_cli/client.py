@@ -19,6 +19,8 @@ _ITEMS_MAX: Final = 100_000  # 10,000 nodes of 8 GPUs fit; a cursor that never e
 _PAGE: Final = 1000
 _INCIDENT_ID = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
 
+_JOB = re.compile(r"[A-Za-z0-9._:+-]{1,128}\Z")
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -127,6 +129,34 @@ class Client:
             if cursor is None or not rows or len(found) >= _ITEMS_MAX:
                 return found
 
+    def goodput(self, job: str) -> Json:
+        """Return one job's account; exit status 1 when there is none."""
+        if not _JOB.match(job):
+            raise CliError(f"job: expected letters, digits and ._:+-, got {clean(job, 130)!r}")
+        try:
+            return self.get(f"/api/v1/goodput/{job}")
+        except CliError as error:
+            if error.code == 1:
+                raise CliError(f"no job {job} has an account at {self.url}; see: gpuvigil jobs", 1) from None
+            raise
+
+    def ask_save(self, job: str) -> Json:
+        """Ask a job for a checkpoint. Raises CliError with exit status 1 and the collector's reason."""
+        if not _JOB.match(job):
+            raise CliError(f"job: expected letters, digits and ._:+-, got {clean(job, 130)!r}")
+        path = f"/api/v1/jobs/{job}/checkpoint"
+        try:
+            response = self._http.post(path, headers={"X-Gpuvigil-Request": "1"}, timeout=15.0)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise CliError(_unreachable(self.url, error)) from None
+        if response.status_code == httpx.codes.CONFLICT:
+            raise CliError(_reason(response), code=1)
+        if not response.is_success:
+            raise CliError(
+                f"{self.url}{path}: HTTP {response.status_code}: {clean(response.text, 300) or 'no text'}"
+            )
+        return self._object(path, response)
+
     def incident(self, incident: str) -> Json:
         """Return one incident with its findings and journal; exit status 1 when there is none."""
         if not _INCIDENT_ID.match(incident):
@@ -139,6 +169,14 @@ class Client:
                     f"no incident {incident} at {self.url}; see: gpuvigil incidents --all", 1
                 ) from None
             raise
+
+
+def _reason(response: httpx.Response) -> str:
+    """Return the sentence of a refusal; whatever came, cleaned."""
+    try:
+        return clean(response.json()["error"]["got"], 500)
+    except (ValueError, KeyError, TypeError):
+        return clean(response.text, 300)
 
 
 def _unreachable(url: str, error: Exception) -> str:

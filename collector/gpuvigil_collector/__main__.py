@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -14,14 +15,17 @@ from gpuvigil_collector.config import CollectorConfig, Detection
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
 from gpuvigil_collector.export.view import View
+from gpuvigil_collector.goodput.books import Books
 from gpuvigil_collector.incidents import ranking
 from gpuvigil_collector.incidents.tracker import Tracker
+from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.ingest.supervisor import Ingest, IngestError
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.reload import Reloader
 from gpuvigil_collector.retire import Retire
+from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.service import BrainFailedError, Service
 from gpuvigil_collector.store import Store
 from gpuvigil_collector.web.app import Sources, make_app
@@ -42,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse(arguments)
     try:
         config = parsed.load()
+        _check_votes(config.detection)
         if parsed.check_config:
             sys.stdout.write(effective(config))
             return 0
@@ -61,7 +66,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     store = Store(state)
     journal = Journal(state, entries_max=config.journal.entries_max, keep_s=config.journal.keep)
     ingest = Ingest(config.ingest, state, store, log_level=config.log_level)
-    pipeline = _pipeline(config, store, journal, state)
+    pipeline = _pipeline(config, store, journal, state, ingest.send)
     reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
 
     def faults() -> list[str]:
@@ -81,13 +86,14 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     fleet = FleetCollector(_version(), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults)
     sources = Sources(
         view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries, registry=registry_of(fleet),
-        alive=alive, faults=faults,
+        alive=alive, faults=faults, ask_save=pipeline.desk.ask,
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)
     await service.run(brain)
     if pipeline.learned is not None:
         pipeline.learned.save()
+    pipeline.books.save()
     store.close()
     journal.close()
 
@@ -110,7 +116,13 @@ def _state_directory(config: CollectorConfig) -> Path:
     return state
 
 
-def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Path) -> Pipeline:
+def _pipeline(
+    config: CollectorConfig,
+    store: Store,
+    journal: Journal,
+    state: Path,
+    send: Callable[[frames.Command], None],
+) -> Pipeline:
     now_ns = time.time_ns()
     tracker = Tracker(causes=ranking.load(), settings=config.incidents)
     tracker.restore(journal.load(config.incidents.resolved_max), now_ns)
@@ -119,11 +131,15 @@ def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Pa
     learned = None
     if config.detection.statistical:
         learned = _learned(config.detection, state / "learned.model")
+    books = Books(state / "goodput.json")
+    books.load()
     return Pipeline(
         store=store,
         structural=Structural(),
         rules=rules,
         training=Training(),
+        books=books,
+        desk=SaveDesk(config.saves, send),
         learned=learned,
         tracker=tracker,
         journal=journal,
@@ -134,18 +150,27 @@ def _pipeline(config: CollectorConfig, store: Store, journal: Journal, state: Pa
 
 
 def _learned(config: Detection, path: Path) -> Learned:
-    """Make the statistical stage with what it learned before. Raises ConfigError for a bad vote."""
+    """Make the statistical stage with what it learned before."""
     # scikit-learn costs a second and 100 MiB: imported only where it is used
     from gpuvigil_detectors.statistical import Statistical  # noqa: PLC0415
-    from gpuvigil_detectors.votes import VoteError  # noqa: PLC0415
 
-    try:
-        statistical = Statistical(votes=config.votes, learn_s=config.learn)
-    except VoteError as error:
-        raise ConfigError(f"detection.votes: {error}") from None
+    statistical = Statistical(votes=config.votes, learn_s=config.learn)
     learned = Learned(statistical, path, config.state_save_interval)
     learned.load()
     return learned
+
+
+def _check_votes(config: Detection) -> None:
+    """Import the votes that are named. Raises ConfigError for one that cannot be had."""
+    if not (config.statistical and config.votes):
+        return
+    from gpuvigil_detectors.votes import Vote, VoteError  # noqa: PLC0415 - PyOD takes seconds
+
+    try:
+        for name in config.votes:
+            Vote(name)
+    except VoteError as error:
+        raise ConfigError(f"detection.votes: {error}") from None
 
 
 if __name__ == "__main__":

@@ -57,10 +57,13 @@ class Brain:
         due = time.monotonic()
         while not self._stopping.is_set():
             urgent = self._wait(due)
+            if self._stopping.is_set():
+                break
             self._pipeline.run(time.time_ns(), urgent=urgent)
             self._ended_tick = time.monotonic()
             if not urgent:  # a tick that took too long is not made up for: the next one looks at now
                 due = max(due + self._pace.interval, self._ended_tick)
+        self._pipeline.run(time.time_ns(), urgent=False)
 
     def _wait(self, due: float) -> bool:
         """Wait until `due` (False) or until an event came before it (True)."""

@@ -68,6 +68,17 @@ class Tick(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
     event_spacing: Seconds = Seconds(0.1)
 
 
+class SaveSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Checkpoints on request, of jobs that have opted in. requests: off, or operator (a person asks).
+
+    interval: between two requests to one job; deadline: how long a save may take before it is given up.
+    """
+
+    requests: Literal["off", "operator"] = "operator"
+    interval: Seconds = Seconds(60)
+    deadline: Seconds = Seconds(600)
+
+
 class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The whole file."""
 
@@ -80,6 +91,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     incidents: IncidentSettings = IncidentSettings()
     journal: JournalSettings = JournalSettings()
     nodes: Nodes = Nodes()
+    saves: SaveSettings = SaveSettings()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")

@@ -1,6 +1,7 @@
 """One tick of the brain: a list of stages, built in one place, each with one signature.
 
-snapshot -> structural -> rules -> training -> statistical -> incidents -> retire -> journal -> export
+snapshot -> structural -> rules -> training -> saves -> goodput -> statistical -> incidents -> retire
+-> journal -> export
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.jobs import job_view
 from gpuvigil_collector.export.recent import Recent, totals_of
 from gpuvigil_collector.export.view import View
+from gpuvigil_collector.goodput.books import Books
 from gpuvigil_collector.incidents.tracker import Change, Tracker
+from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.retire import Retire
+from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
 from gpuvigil_detectors.training.stage import Training
@@ -38,6 +42,10 @@ class StoreReader(Protocol):
 
     def wait_events(self, timeout_s: float) -> bool:
         """Wait until an event came; False when the time was up first."""
+        ...
+
+    def results(self) -> list[frames.Result]:
+        """What agents made of commands since the last call."""
         ...
 
     def ledger(self) -> list[dict[str, object]]:
@@ -71,6 +79,8 @@ class Pipeline:
     structural: FactDetector
     rules: FactDetector
     training: Training
+    books: Books
+    desk: SaveDesk
     learned: Learned | None
     tracker: Tracker
     journal: Journal
@@ -87,6 +97,8 @@ class Pipeline:
             ("structural", self._judge(self.structural)),
             ("rules", self._judge(self.rules)),
             ("training", self._judge(self.training)),
+            ("saves", self._save),
+            ("goodput", self._account),
             ("statistical", self._judge_statistically),
             ("incidents", self._track),
             ("retire", self._retire),
@@ -112,6 +124,13 @@ class Pipeline:
             tick.findings += detector.tick(tick.snapshot)
 
         return stage
+
+    def _save(self, tick: Tick) -> None:
+        jobs = self.training.jobs.by_name
+        self.desk.tick(tick.snapshot, jobs, self.store.results(), self.training.hung)
+
+    def _account(self, _tick: Tick) -> None:
+        self.books.tick(self.training.jobs.by_name.values(), self.training.slowdown)
 
     def _judge_statistically(self, tick: Tick) -> None:
         """Statistics look at whole seconds: an urgent tick between two keeps what the last one found."""
@@ -148,7 +167,14 @@ class Pipeline:
             nodes=tick.snapshot.nodes,
             open=dict(self.tracker.open),
             resolved=dict(self.tracker.resolved),
-            jobs=tuple(map(job_view, self.training.jobs.by_name.values())),
+            jobs=tuple(
+                job_view(job, self.desk.newest.get(name), self.desk.of_job(name))
+                for name, job in self.training.jobs.by_name.items()
+            ),
+            saves=tuple(map(replace, self.desk.requests.values())),
+            goodput=self.books.views(
+                tick.now_ns, [*self.tracker.open.values(), *self.tracker.resolved.values()]
+            ),
             not_opened=self.tracker.not_opened,
             lately=self._recent.note(tick.now_ns, totals_of(self.store.counters(), self.tracker.not_opened)),
             learning=self.learned.detector.status() if self.learned is not None else {},

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from gpuvigil_collector.store_steps import StepQueue
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactEvent, GpuFact, Latest, NodeFact, StepRows, Window
 
+_RESULTS_MAX: Final = 10_000
 _SAVE_INTERVAL_NS: Final = 60 * SECOND_NS
 
 
@@ -97,6 +99,14 @@ class Store:
         self._layout = Layout()
         self._counters: dict[int, dict[str, float]] = {}
         self._ended: dict[str, float] = {}
+        self._results: deque[frames.Result] = deque(maxlen=_RESULTS_MAX)
+
+    def results(self) -> list[frames.Result]:
+        """Return what agents made of commands since the last call."""
+        with self._lock:
+            found = list(self._results)
+            self._results.clear()
+        return found
 
     def snapshot(self, now_ns: int) -> StoreSnapshot:
         """Return this tick's view, with the events that came since the last call."""
@@ -117,7 +127,7 @@ class Store:
     def wait_events(self, timeout_s: float) -> bool:
         """Wait until an event is there for the next snapshot; False after `timeout_s` without one."""
         with self._arrived:
-            return self._arrived.wait_for(lambda: bool(self._events), timeout_s)
+            return self._arrived.wait_for(lambda: bool(self._events or self._results), timeout_s)
 
     async def event_arrived(self, timeout_s: float) -> bool:
         """Do what `wait_events` does without holding up the event loop."""
@@ -216,7 +226,10 @@ class Store:
                     self._steps.add(message)
                 case frames.Status():
                     self._status(worker, message)
-                case frames.Ready():
+                case frames.Result():
+                    self._results.append(message)
+                    self._arrived.notify_all()
+                case frames.Ready() | frames.Command():
                     pass
 
     def worker_ended(self, worker: int, nodes: set[str]) -> None:

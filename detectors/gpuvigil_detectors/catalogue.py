@@ -158,6 +158,10 @@ class StructuralBounds(msgspec.Struct, forbid_unknown_fields=True, kw_only=True,
     crash_hold_s: float
     lost_settle_s: float
     source_stopped_s: float
+    part_gone_s: float
+    part_known_s: float
+    skew_s: float
+    skew_hold_s: float
     frozen_s: float
     frozen_factor: float
     frozen_changes_min: int

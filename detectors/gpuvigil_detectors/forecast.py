@@ -1,8 +1,8 @@
 """Forecast: each series against its own predictions from level, trend and time of day.
 
 Two levels, a quick one and a slow one: a jump is odd against both, a creep against the slow one only, and a
-series is as odd as the worse of its two residuals, each in robust units of its own past. One vectorised step
-a column; state is learned only from learnable columns.
+series is as odd as the worse of its two residuals, each in robust units of its own past; what its usual day
+explains is not odd (day_profile.py). One vectorised step a column; learned only from learnable columns.
 Source: Holt 1957, Winters 1960; residual scale by exponentially weighted absolute deviation.
 Blind spot: a fault that was there from the first reading on is this series' normal.
 """
@@ -15,12 +15,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuvigil_detectors import models
+from gpuvigil_detectors import day_profile, models
 from gpuvigil_detectors.base import Scores, Window
 from gpuvigil_detectors.series_state import Array, SeriesState
 
-_SECOND: Final = 1_000_000_000
-_DAY_S: Final = 86400
 _KIND: Final = "forecast"
 _TO_SIGMA: Final = 1.2533  # mean absolute deviation -> standard deviation, normal data
 _SCORE_MAX: Final = 50.0  # beyond it odd is odd
@@ -30,9 +28,10 @@ _CLIP: Final = 200.0  # sigmas by which one reading may move the state: a bound 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothing:
-    """Weights of one reading in levels, trend, residual scale and season; readings before the first opinion.
+    """Weights of one reading in levels, trend and residual scale; readings before the first opinion.
 
-    season_bins 0 turns the season off; a bin speaks once it was visited on two days.
+    season: weight of one day in the profile of the day; season_bins: parts of the day, 0 turns it off. The
+    profile speaks once every part was seen on two days.
     scale is slow, so that a fault that lasts does not become its own yardstick.
     sigma_floor_share: residuals below this share of the level are rounding, not oddness; and below
     wide_floor_share of the series' own long-run spread, so that a quiet stretch makes no alarm of the usual.
@@ -43,7 +42,7 @@ class Smoothing:
     trend: float = 0.0
     scale: float = 1e-4
     season: float = 0.3
-    season_bins: int = 0
+    season_bins: int = 48
     warmup: int = 60
     sigma_floor_share: float = 0.002
     wide_floor_share: float = 0.3
@@ -56,11 +55,10 @@ class Forecast:
 
     def __init__(self, smoothing: Smoothing | None = None) -> None:
         self.smoothing = smoothing or Smoothing()
-        bins = (max(1, self.smoothing.season_bins),)
         self.state = SeriesState(
             level=("f8", np.nan, (2,)), trend=("f8", 0.0, ()), scale=("f8", 0.0, (2,)), count=("i8", 0, ()),
-            mean=("f8", 0.0, ()), wide=("f8", 0.0, ()),
-            season=("f8", 0.0, bins), visits=("i8", 0, bins), bin=("i8", -1, ()),
+            mean=("f8", 0.0, ()), wide=("f8", 0.0, ()), usual=("f8", 0.0, (2,)),
+            **day_profile.fields(self.smoothing.season_bins),
         )  # fmt: skip
         self.learned_ns = 0
 
@@ -68,7 +66,7 @@ class Forecast:
         """Update from the learnable columns that are newer than what was learned before."""
         self.state.align(window.entities)
         for column in np.flatnonzero(window.time_ns > self.learned_ns):
-            self._step(self.state.arrays, window, int(column))
+            self._step(self.state.arrays, window, int(column), daily=True)
         if len(window.time_ns):
             self.learned_ns = max(self.learned_ns, int(window.time_ns[-1]))
 
@@ -81,7 +79,7 @@ class Forecast:
         known = SeriesState(**self.state.fields)
         known.entities, known.arrays = self.state.entities, dict(self.state.arrays)
         known.align(window.entities)
-        arrays = {name: array.copy() for name, array in known.arrays.items()}
+        arrays = {n: a if n in day_profile.DAILY else a.copy() for n, a in known.arrays.items()}
         scores = np.full((len(window.entities), fresh), np.nan, dtype=np.float32)
         for place in range(fresh):
             column = len(window.time_ns) - fresh + place
@@ -104,13 +102,22 @@ class Forecast:
         self.state.entities, self.state.arrays = entities, {name: arrays[name] for name in self.state.arrays}
         self.learned_ns = int(meta["learned_ns"])
 
-    def _step(self, state: dict[str, Array], window: Window, column: int) -> NDArray[np.float32]:
-        """Judge one column and, where it may be learned from and is new, move the state."""
+    def _step(
+        self, state: dict[str, Array], window: Window, column: int, *, daily: bool = False
+    ) -> NDArray[np.float32]:
+        """Judge one column and, where it may be learned from and is new, move the state.
+
+        A reading is odd when neither its recent level nor its time of day explains it.
+        """
         values = window.values[0, :, column].astype(np.float64)
         present, smoothing = np.isfinite(values), self.smoothing
-        slot, season = self._season(state, int(window.time_ns[column]))
-        residual = (values - season)[:, None] - state["level"]
-        residual[:, 0] -= state["trend"]
+        gap = values[:, None] - state["level"]
+        gap[:, 0] -= state["trend"]
+        profile, known = day_profile.at(state, int(window.time_ns[column]))
+        in_season = (
+            gap - np.where(known, profile, 0.0)[:, None] + np.where(known[:, None], state["usual"], 0.0)
+        )
+        residual = np.where(np.abs(in_season) < np.abs(gap), in_season, gap)
         floor = np.maximum(
             smoothing.sigma_floor_share * np.abs(state["level"][:, 1]) + np.finfo(np.float32).tiny,
             smoothing.wide_floor_share * _TO_SIGMA * state["wide"],
@@ -120,47 +127,35 @@ class Forecast:
         score = np.where(present & (state["count"] >= smoothing.warmup), odd, np.nan)
         learn = present & window.learnable[:, column] & (window.time_ns[column] > self.learned_ns)
         if learn.any():
-            self._move(state, np.flatnonzero(learn), values, residual, sigma)
-            if slot is not None:
-                self._move_season(state, learn, values, slot)
+            rows = np.flatnonzero(learn)
+            self._move(state, rows, values, gap, residual, sigma, profile)
+            if daily:
+                day_profile.move(state, rows, values, int(window.time_ns[column]), smoothing.season)
         return score.astype(np.float32)
 
     def _move(
-        self, state: dict[str, Array], learn: NDArray[np.int64], values: Array, residual: Array, sigma: Array
-    ) -> None:
+        self, state: dict[str, Array], learn: NDArray[np.int64], values: Array, gap: Array,
+        residual: Array, sigma: Array, profile: Array,
+    ) -> None:  # fmt: skip
         """Move the rows `learn`: equal weights at first, the mean of what was seen, then each its own."""
         smoothing, count, value = self.smoothing, state["count"][learn], values[learn]
         early = 1.0 / (count + 1.0)
         reach = np.where((count >= smoothing.warmup)[:, None], _CLIP * sigma[learn], 1e30)
-        step = np.clip(residual[learn], -reach, reach)
+        step = np.clip(gap[learn], -reach, reach)
         weight = np.maximum((smoothing.level, smoothing.slow), early[:, None])
         level = state["level"][learn] + weight * step
         level[:, 0] += state["trend"][learn]
         scale = state["scale"][learn]
-        scale += np.maximum(smoothing.scale, early)[:, None] * (np.abs(step) - scale)
+        miss = np.abs(np.clip(residual[learn], -reach, reach))
+        scale += np.maximum(smoothing.scale, early)[:, None] * (miss - scale)
         long_run, mean, wide = np.maximum(_LONG_RUN, early), state["mean"][learn], state["wide"][learn]
-        gap = np.clip(value - mean, -1e30, 1e30)
+        away = np.clip(value - mean, -1e30, 1e30)
         first = count == 0
         level[first] = value[first, None]
         scale[first] = 0.0
         state["level"][learn], state["scale"][learn] = level, scale
+        state["usual"][learn] += weight * (profile[learn, None] - state["usual"][learn])
         state["trend"][learn] += np.where(first, 0.0, smoothing.trend * smoothing.level * step[:, 0])
-        state["wide"][learn] = np.where(first, 0.0, wide + long_run * (np.abs(gap) - wide))
-        state["mean"][learn] = np.where(first, value, mean + long_run * gap)
+        state["wide"][learn] = np.where(first, 0.0, wide + long_run * (np.abs(away) - wide))
+        state["mean"][learn] = np.where(first, value, mean + long_run * away)
         state["count"][learn] += 1
-
-    def _season(self, state: dict[str, Array], time_ns: int) -> tuple[int | None, Array]:
-        """This column's time of day and what it adds; 0 until the bin was visited on two days."""
-        bins = self.smoothing.season_bins
-        if not bins:
-            return None, np.zeros(len(state["count"]))
-        slot = int(time_ns // _SECOND % _DAY_S * bins // _DAY_S)
-        return slot, np.where(state["visits"][:, slot] >= 2, state["season"][:, slot], 0.0)
-
-    def _move_season(self, state: dict[str, Array], learn: Array, values: Array, slot: int) -> None:
-        entered = learn & (state["bin"] != slot)
-        state["visits"][entered, slot] += 1
-        state["bin"][learn] = slot
-        gap = values - state["level"][:, 0] - state["season"][:, slot]
-        settled = learn & (state["count"] > self.smoothing.warmup)
-        state["season"][settled, slot] += (self.smoothing.season * self.smoothing.level * gap)[settled]

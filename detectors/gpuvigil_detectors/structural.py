@@ -10,7 +10,9 @@ from gpuvigil_detectors.base import FactEvent, Finding, NodeFact, Snapshot
 from gpuvigil_detectors.cached import Cached
 from gpuvigil_detectors.driver_state import DriverState
 from gpuvigil_detectors.silence import Silence
+from gpuvigil_detectors.skew import Skew
 from gpuvigil_detectors.stopped import Frozen, Stopped
+from gpuvigil_detectors.vanished import Vanished
 
 
 class Structural:
@@ -26,6 +28,8 @@ class Structural:
         self._silence = Silence(given)
         self._stopped = Stopped(given)
         self._frozen = Frozen(given)
+        self._vanished = Vanished(given)
+        self._skew = Skew(given)
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Return everything that holds now."""
@@ -46,6 +50,7 @@ class Structural:
             found += state.findings(snapshot.now_ns)
         found += self._silence.findings(snapshot.nodes, snapshot.now_ns)
         found += self._stopped.findings(snapshot, self._driver)
+        found += self._vanished.findings(snapshot) + self._skew.findings(snapshot.nodes, snapshot.now_ns)
         return found + self._frozen.findings(snapshot)
 
 

@@ -26,7 +26,7 @@ TESTED: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
 
 
 class VoteError(Exception):
-    """A vote that cannot be had: a name that is not on the tested list, or PyOD is not installed."""
+    """A vote that cannot be had: not on the tested list, PyOD not installed, or it may not compile."""
 
 
 class Vote:
@@ -34,14 +34,19 @@ class Vote:
 
     def __init__(self, name: str, seed: int = 0) -> None:
         if name not in TESTED:
-            raise VoteError(f"votes: expected one of {', '.join(sorted(TESTED))}, got {name!r}")
+            raise VoteError(f"expected one of {', '.join(sorted(TESTED))}, got {name!r}")
         self.name = name
         self._seed = seed
         module, kind, self._arguments = TESTED[name]
         try:
             self._class = getattr(importlib.import_module(module), kind)
         except ImportError as error:
-            raise VoteError(f"votes: {name} needs pyod: pip install 'gpuvigil[pyod]' ({error})") from None
+            raise VoteError(f"{name} needs pyod: pip install 'gpuvigil[pyod]' ({error})") from None
+        except OSError:  # numba's compiler asks for memory that it may execute
+            raise VoteError(
+                f"{name} needs memory that may be executed, which this process may not have: set "
+                "MemoryDenyWriteExecute=no in a drop-in of the unit, or name no votes"
+            ) from None
         self._model: Any = None
 
     @property

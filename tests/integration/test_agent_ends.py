@@ -39,6 +39,19 @@ print("begun", flush=True)
 time.sleep(120)
 """
 
+DISK_HANGS = """
+import sys, time
+from gpuvigil_agent import __main__ as agent, spool_store
+
+def hang(*_, **__):
+    print("hangs", flush=True)
+    while True:
+        time.sleep(60)
+
+spool_store.Store.__init__ = hang
+sys.exit(agent.main(["--set", f"state_directory={sys.argv[1]}", "--set", "metrics.address=127.0.0.1:0"]))
+"""
+
 
 def gone(pid: int, within_s: float = 15) -> bool:
     """Wait until a process is no more, or a zombie that nobody of ours can reap."""
@@ -77,5 +90,18 @@ def test_an_end_that_hangs_is_cut_short() -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == "begun\n"
             assert process.wait(10) == 1
+        finally:
+            process.kill()
+
+
+def test_a_disk_that_hangs_at_the_start_does_not_outlast_an_order_to_end(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", DISK_HANGS, str(tmp_path))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "hangs\n"
+            process.send_signal(signal.SIGHUP)
+            process.terminate()
+            assert process.wait(10) == -signal.SIGTERM, "neither a reload nor a traceback"
         finally:
             process.kill()

@@ -168,6 +168,22 @@ async def test_without_a_driver_it_is_host_only_and_looks_again(
         assert found.events == []
 
 
+async def test_a_driver_that_is_unloaded_loses_every_gpu_and_gives_it_back_by_uuid(tmp_path: Path) -> None:
+    fault = '[[fault]]\nkind = "driver_unload"\nat = "5s"\nduration = "6s"\n'
+    async with driven(tmp_path, fault) as found:
+        await found.settled()
+        before = [(gpu.uuid, gpu.seen) for gpu in found.client.gpus]
+        await found.until(lambda: found.client.state == "absent", 15, "absent")
+        await found.tick()
+        assert [(uuid, False) for uuid, _ in before] == [(gpu.uuid, gpu.seen) for gpu in found.client.gpus]
+        assert "Driver Not Loaded" in found.client.note
+        assert (found.value("node_gpus_seen", "node"), found.value("node_gpus_expected", "node")) == (0, 3)
+        assert not found.reading_gpus(), "nothing old is passed off as new"
+        await found.until(lambda: len(found.reading_gpus()) == 3, 30, "all GPUs again")
+        assert [(gpu.uuid, gpu.seen) for gpu in found.client.gpus] == before
+        assert found.client.counters["crashes"] == 0
+
+
 async def test_the_off_switch_starts_nothing(tmp_path: Path) -> None:
     async with driven(tmp_path, source="none") as found:
         assert await found.tick() == []

@@ -41,10 +41,12 @@ REFUSED = 'gpuvigil_agent_hook_refused_total{node="n1",'
 class Stack:
     """One ingest, one agent with its hook socket, and the loops that a test starts."""
 
-    def __init__(self, folder: Path, host: Host) -> None:
+    def __init__(self, folder: Path, host: Host, gpus: int = 1, simulate: str = "") -> None:
         self.host, self.path = host, folder / "hook.sock"
         port = int(host.address.rpartition(":")[2])
-        self.agent = AgentProcess(folder, port, f'[hook]\nsocket = "{self.path}"')
+        self.agent = AgentProcess(folder, port, f'[hook]\nsocket = "{self.path}"', gpus)
+        with self.agent.config.open("a") as config:
+            config.write(simulate)
         self.loops: list[subprocess.Popen[bytes]] = []
         self.events: list = []
         self.steps: list = []
@@ -63,9 +65,12 @@ class Stack:
         self.events += snapshot.events
         self.steps += snapshot.steps
 
-    def told(self, kind: str, rank: int = 0) -> list:
+    def of(self, kind: str) -> list:
         self.look()
-        return [event for event in self.events if (event.kind, event.entity) == (kind, f"rank:j1/{rank}")]
+        return [event for event in self.events if event.kind == kind]
+
+    def told(self, kind: str, rank: int = 0) -> list:
+        return [event for event in self.of(kind) if event.entity == f"rank:j1/{rank}"]
 
     def rows(self, metric: str, rank: int = 0) -> list[float]:
         self.look()
@@ -74,9 +79,9 @@ class Stack:
 
 
 @asynccontextmanager
-async def stack(folder: Path) -> AsyncIterator[Stack]:
+async def stack(folder: Path, gpus: int = 1, simulate: str = "") -> AsyncIterator[Stack]:
     with Host(folder / "collector") as host:
-        made = Stack(folder, host)
+        made = Stack(folder, host, gpus, simulate)
         made.agent.start()
         try:
             await until(made.path.exists, "the hook's socket", WITHIN_S)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +13,7 @@ from integration.systemd_host import SystemdHost, systemd_host
 AGENT, COLLECTOR = "gpuvigil-agent.service", "gpuvigil-collector.service"
 WATCHDOG_S = 6
 CONFIGS = {
-    "agent.toml": '[gpu]\nsource = "simulated"\n[simulate]\ngpus = 2\n',
+    "agent.toml": '[gpu]\nsource = "simulated"\n[simulate]\ngpus = 2\nhost = false\n',
     "collector.toml": 'state_directory = "/var/lib/gpuvigil-collector"\n',
 }
 WAIT_FOR_NODE = """
@@ -25,6 +28,8 @@ for _ in range(60):
     time.sleep(0.5)
 sys.exit(1)
 """
+FORGED = "NVRM: Xid (PCI:0000:01:00): 79, pid=1, name=x, GPU has fallen off the bus."
+READ = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
 pytestmark = [pytest.mark.needs_systemd, pytest.mark.timeout(300)]
 
 
@@ -53,6 +58,31 @@ def test_agent_streams_to_the_collector(host: SystemdHost) -> None:
     """The two units reach each other over loopback inside their sandboxes."""
     done = host.run("/usr/bin/python3", "-c", WAIT_FOR_NODE, timeout_s=60)
     assert done.returncode == 0, host.journal(AGENT) + host.journal(COLLECTOR)
+
+
+def get(host: SystemdHost, url: str) -> str:
+    return host.run("/usr/bin/python3", "-c", READ, url).stdout
+
+
+def test_lines_forged_in_the_real_journal_open_nothing(host: SystemdHost) -> None:
+    """By logger in the kernel's facility, as root and as nobody, and by a unit named like the kernel."""
+    host.wait(AGENT, "ActiveState", "active", 60)
+    deadline = time.monotonic() + 60
+    while "gpuvigil_agent_kernel_log_up" not in (metrics := get(host, "http://127.0.0.1:9510/metrics")):
+        assert time.monotonic() < deadline, metrics[:2000] + host.journal(AGENT)
+        time.sleep(0.5)
+    assert re.search(r"^gpuvigil_agent_kernel_log_up\{.*\} 1", metrics, re.M), (
+        "nobody reads: nothing is tested"
+    )
+    host.run("logger", "-p", "kern.emerg", "-t", "kernel", FORGED)
+    host.run("setpriv", "--reuid=65534", "--clear-groups", "logger", "-p", "kern.err", "-t", "kernel", FORGED)
+    host.run("sh", "-c", f"echo '<0>{FORGED}' | systemd-cat -t kernel")
+    found = host.run("journalctl", "--no-pager", "-o", "cat", "-g", "fallen off the bus").stdout
+    assert found.count("Xid (PCI:0000:01:00): 79") >= 3, "the forgeries are not in the journal"
+    time.sleep(5)  # a true one is an incident within 2 s
+    assert not re.search(r"^gpuvigil_xid_total", get(host, "http://127.0.0.1:9510/metrics"), re.M)
+    incidents = json.loads(get(host, "http://127.0.0.1:9512/api/v1/incidents"))["items"]
+    assert [incident for incident in incidents if "gpu_lost" in incident["class"]] == []
 
 
 @pytest.mark.parametrize("unit", [AGENT, COLLECTOR])

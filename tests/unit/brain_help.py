@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from unit.fake_snapshot import Fleet
 from unit.incident_help import Life
 
-from gpuvigil_collector.config import Web
+from gpuvigil_collector.config import SaveSettings, Web
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
 from gpuvigil_collector.export.view import View
+from gpuvigil_collector.goodput.books import Books
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.retire import Retire
+from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.training.stage import Training
@@ -52,6 +54,7 @@ class FakeStore:
     fleet: Fleet
     rows: list = field(default_factory=list)
     counted: dict = field(default_factory=dict)
+    answers: list = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
 
     def snapshot(self, now_ns):
@@ -67,6 +70,10 @@ class FakeStore:
 
     def wait_events(self, timeout_s):
         return self.arrived.wait(timeout_s)
+
+    def results(self):
+        found, self.answers = self.answers, []
+        return found
 
     def ledger(self):
         return self.rows
@@ -89,9 +96,11 @@ class Rig:
             self.fleet.node(f"n{number}", gpus)
         self.structural, self.rules, self.statistical = Says("structural"), Says("rules"), Says("statistical")
         self.store, self.counts = FakeStore(self.fleet), Counts()
+        self.sent = []
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
         self.pipeline = Pipeline(
             store=self.store, structural=self.structural, rules=self.rules, training=Training(),
+            books=Books(directory / "goodput.json"), desk=SaveDesk(SaveSettings(), self.sent.append),
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
             retire=Retire(self.store, 7 * 86_400),
@@ -117,6 +126,7 @@ class Rig:
         sources = Sources(
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
+            ask_save=self.pipeline.desk.ask,
         )  # fmt: skip
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
         listener, server = bind(web), make_server(make_app(sources), web)

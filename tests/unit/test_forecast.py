@@ -49,16 +49,53 @@ def test_what_is_not_learnable_moves_nothing():
     assert (forecast.state["level"] == levels).all()
 
 
-def test_a_daily_season_is_learned():
-    step_s = 900
-    day = np.sin(np.arange(96 * 8) / 96 * 2 * np.pi) * 10 + 50
-    values = np.stack([day, day]) + 0.2 * np.random.default_rng(2).normal(size=(2, len(day)))
-    seasonal = Forecast(Smoothing(season_bins=96, season=5.0, level=0.05, scale=0.02))
-    plain = Forecast(Smoothing(level=0.05, scale=0.02))
-    view = window(values, step_s=step_s)
-    seasonal.learn(view)
-    plain.learn(view)
-    assert seasonal.state["scale"][:, 0].max() < plain.state["scale"][:, 0].min() / 2
+def shifts(days, load=450.0, seed=2, step_s=60):
+    """A fleet whose load comes at 08:00 and goes at 18:00 [2, minutes]."""
+    minute = np.arange(days * 1440)
+    busy = (minute % 1440 >= 480) & (minute % 1440 < 1080)
+    noise = 5 * np.random.default_rng(seed).normal(size=(2, len(minute)))
+    return window(
+        100 + load * np.stack([busy, busy]) + noise, start_ns=START_NS // DAY_NS * DAY_NS, step_s=step_s
+    )
+
+
+DAY_NS = 86400 * SECOND
+
+
+def test_the_usual_hour_of_a_jump_is_no_news_and_its_absence_is_none():
+    view = shifts(6)
+    worst = {}
+    for bins in (0, 48):
+        forecast, jumps = Forecast(Smoothing(season_bins=bins)), []
+        for start in range(0, view.values.shape[2], 60):
+            end = start + 60
+            part = Window(
+                metrics=view.metrics, entities=view.entities, time_ns=view.time_ns[start:end],
+                values=view.values[:, :, start:end], learnable=view.learnable[:, start:end],
+            )  # fmt: skip
+            scores = forecast.score(part, 60)
+            forecast.learn(part)
+            if start // 1440 >= 4 and start % 1440 in {480, 1080}:
+                jumps.append(float(scores.max()))
+        worst[bins] = max(jumps)
+    assert worst[0] > 2 * worst[48], "three days in, the day is known"
+
+
+def test_a_fault_at_an_hour_without_a_usual_jump_stands_out_in_season_too():
+    forecast, view = Forecast(), shifts(5)
+    forecast.learn(view)
+    odd = shifts(6)
+    odd.values[0, 0, 5 * 1440 + 600 :] = 100.0  # one GPU idles at 10:00
+    day = Window(metrics=odd.metrics, entities=odd.entities, time_ns=odd.time_ns[5 * 1440 :],
+                 values=odd.values[:, :, 5 * 1440 :], learnable=odd.learnable[:, 5 * 1440 :])  # fmt: skip
+    scores = forecast.score(day, 1440)
+    assert scores[0, 600] > 2 * scores[1, 600:660].max()
+
+
+def test_readings_without_a_season_keep_the_day_unknown():
+    forecast = Forecast()
+    forecast.learn(shifts(1))
+    assert not (forecast.state["visits"] >= 2).all()
 
 
 def test_a_dump_comes_back_and_a_changed_one_is_refused():
@@ -73,7 +110,7 @@ def test_a_dump_comes_back_and_a_changed_one_is_refused():
     for bad in (bytes(data), b"", data[:40]):
         with pytest.raises(ModelError, match="forecast"):
             Forecast().load(bytes(bad))
-    with pytest.raises(ModelError, match=r"visits|season"):
+    with pytest.raises(ModelError, match="profile"):
         Forecast(Smoothing(season_bins=24)).load(forecast.dump())
 
 

@@ -139,7 +139,8 @@ def test_the_ring_outlives_its_process() -> None:
 def test_a_request_is_read_from_the_page_the_agent_writes() -> None:
     control = Control()
     other = mmap.mmap(control.fd, layout.CONTROL_SIZE)
-    assert control.requests == 0
-    other[layout.CONTROL_REQUESTS_AT : layout.CONTROL_REQUESTS_AT + 8] = (5).to_bytes(8, "little")
-    assert control.requests == 5
+    assert (control.request, control.request_id) == (0, "")
+    layout.CONTROL_BODY.pack_into(other, layout.CONTROL_BODY_AT, 77, b"a1b2c3")
+    other[layout.CONTROL_REQUEST_AT : layout.CONTROL_REQUEST_AT + 8] = (5).to_bytes(8, "little")
+    assert (control.request, control.request_id) == (5, "a1b2c3")
     control.close()

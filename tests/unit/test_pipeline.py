@@ -73,6 +73,8 @@ def test_every_stage_is_timed(rig):
         "structural",
         "rules",
         "training",
+        "saves",
+        "goodput",
         "statistical",
         "incidents",
         "retire",

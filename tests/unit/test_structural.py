@@ -192,3 +192,58 @@ def test_an_idle_gpu_may_stand_still():
         run(structural, fleet, 1)
     fleet.set("gpu_utilization_ratio", fleet.gpu("n0", 0), 0.0)
     assert run(structural, fleet, 120) == []
+
+
+def parts(warm_s=200):
+    fleet, structural = fleet_of()
+    for name in ("ib0", "ib1", "eth0"):
+        fleet.set("interface_receive_bytes_total", f"n0/interface:{name}", 1e9)
+    for name in ("nvme0n1", "nvme1n1"):
+        fleet.set("disk_busy_ratio", f"n0/disk:{name}", 0.2)
+    assert run(structural, fleet, warm_s) == []
+    return fleet, structural
+
+
+def test_an_interface_and_a_disk_that_vanish_are_told_and_end_with_their_return():
+    fleet, structural = parts()
+    fleet.stop("n0/interface:ib1")
+    fleet.stop("n0/disk:nvme1n1")
+    assert run(structural, fleet, 15) == []
+    assert facts(run(structural, fleet, 10)) == {
+        ("part_vanished", "nic_down", "n0/interface:ib1"),
+        ("part_vanished", "disk_failing", "n0/disk:nvme1n1"),
+    }
+    fleet.set("interface_receive_bytes_total", "n0/interface:ib1", 1e9)
+    assert facts(run(structural, fleet, 2)) == {("part_vanished", "disk_failing", "n0/disk:nvme1n1")}
+    fleet.node("n0", boot_id="b2.x")
+    assert run(structural, fleet, 2) == [], "a reboot without the disk"
+
+
+def test_what_vanishes_with_its_whole_source_or_was_never_settled_is_no_lost_part():
+    fleet, structural = parts(warm_s=60)
+    fleet.stop("n0/interface:ib1")
+    assert run(structural, fleet, 60) == [], "a name of an early boot"
+    fleet, structural = parts()
+    fleet.stop("n0/interface:")
+    assert {finding.rule for finding in run(structural, fleet, 60)} <= {"source_stopped_network"}
+
+
+def test_a_clock_that_is_off_is_the_nodes_and_many_are_the_collectors():
+    fleet, structural = fleet_of(nodes=5)
+    fleet.node("n3", clock_offset_ns=-9 * 10**9)
+    assert run(structural, fleet, 55) == [], "a jump that is mended is no news"
+    (finding,) = run(structural, fleet, 10)
+    assert facts([finding]) == {("clock_skew", "clock_skew", "n3/node")}
+    assert "9.0 s ahead of most others" in finding.sentence
+    for name in list(fleet.nodes):
+        fleet.node(name, clock_offset_ns=4 * 10**9)
+    (finding,) = run(structural, fleet, 65)
+    assert facts([finding]) == {("clock_skew", "monitor_fault", "fleet")}
+    assert "collector's clock is 4.0 s ahead of most of 5 nodes" in finding.sentence
+
+
+def test_two_clocks_that_differ_blame_neither():
+    fleet, structural = fleet_of(nodes=1)
+    fleet.node("n0", clock_offset_ns=3 * 10**9)
+    (finding,) = run(structural, fleet, 65)
+    assert "one of the two is wrong" in finding.sentence

@@ -30,7 +30,7 @@ def test_every_vote_on_the_list_tells_odd_from_ordinary(name):
 
 
 def test_another_name_is_refused_with_the_list():
-    with pytest.raises(VoteError, match=r"expected one of copod, ecod, hbos, knn, pca, got 'os'"):
+    with pytest.raises(VoteError, match=r"^expected one of copod, ecod, hbos, knn, pca, got 'os'"):
         Vote("os")
 
 
@@ -51,3 +51,16 @@ def test_pyod_is_imported_only_when_named():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
                           check=True, env={"PYTHONPATH": path})  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_a_process_that_may_not_compile_is_told_what_to_do(tmp_path):
+    pytest.importorskip("pyod")
+    code = ("import ctypes, sys; from gpuvigil_collector.__main__ import main; "
+            "assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0  # PR_SET_MDWE, as systemd sets it\n"
+            "sys.exit(main(['--check-config', '--set', 'detection.votes=[\"ecod\"]']))")  # fmt: skip
+    path = ":".join(entry for entry in sys.path if entry)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          check=False, env={"PYTHONPATH": path, "HOME": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "detection.votes: ecod needs memory" in done.stderr
+    assert "MemoryDenyWriteExecute=no" in done.stderr

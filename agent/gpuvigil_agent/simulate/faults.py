@@ -126,6 +126,12 @@ class DriverCrash(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     signal: Literal["SIGSEGV", "SIGABRT"] = "SIGSEGV"
 
 
+class DriverUnload(Fault, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The kernel module goes, as in a driver update, and comes back at the end: every call is refused."""
+
+    fault_class, limit_s, where = "gpu_lost", 15, "driver"
+
+
 class DriverBlanks(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Readings turn into NVML's blanks and NotSupported: nobody's fault, and no value may come of it."""
 
@@ -198,6 +204,7 @@ KINDS: Final[dict[str, type[Fault]]] = {
     "pcie_downgrade": PcieDowngrade,
     "driver_hang": DriverHang,
     "driver_crash": DriverCrash,
+    "driver_unload": DriverUnload,
     "driver_blanks": DriverBlanks,
     "xid_application_storm": XidApplicationStorm,
     "nic_down": NicDown,

@@ -18,7 +18,7 @@ import pynvml
 from gpuvigil_agent.simulate import cost
 from gpuvigil_agent.simulate.board import Board
 from gpuvigil_agent.simulate.events import EventSets
-from gpuvigil_agent.simulate.faults import DriverCrash, DriverHang
+from gpuvigil_agent.simulate.faults import DriverCrash, DriverHang, DriverUnload
 from gpuvigil_agent.simulate.outputs import HANDLE_BASE, address_of, device_calls, number
 from gpuvigil_agent.simulate.readings import NvmlError
 from gpuvigil_agent.simulate.world import World
@@ -84,11 +84,13 @@ class SimulatedLibrary:
     def enter(self, *, call: str = "readings", gpu: int | None = None) -> int:
         """Begin any call: crash or hang if the scenario says so, then return the instant of the call.
 
-        Raises NvmlError(UNINITIALIZED) before init.
+        Raises NvmlError: DRIVER_NOT_LOADED while the module is out, UNINITIALIZED before init.
         """
         self._crash(self.world.clock())
         while self._hung(self.world.clock(), call, gpu):
             time.sleep(_HANG_LOOK_SECONDS)
+        if any(self.world.active(DriverUnload, self.world.clock())):
+            raise NvmlError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
         if not self._initialised and call != "init":
             raise NvmlError(pynvml.NVML_ERROR_UNINITIALIZED)
         return self.world.clock()

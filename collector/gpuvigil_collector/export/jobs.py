@@ -11,6 +11,7 @@ import numpy as np
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
+from gpuvigil_collector.saves.request import Saved, SaveRequest
 from gpuvigil_detectors.training.jobs import (
     BACKWARD,
     DATA,
@@ -32,7 +33,8 @@ _PHASES: Final = {"data": DATA, "forward": FORWARD, "backward": BACKWARD, "optim
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """One job. step: the newest that its lowest living rank ended; seconds, phases: means of its newest 20
-    steps; tokens_per_second: of all ranks. None where the loop does not say.
+    steps; tokens_per_second: of all ranks. None where the loop does not say. on_request: its owner takes
+    requests to save. checkpoint: the newest that is whole; save: state of the newest request, "" for none.
     """
 
     job: str
@@ -49,9 +51,12 @@ class JobView:
     tokens_per_second: float | None
     loss: float | None
     gradient_norm: float | None
+    on_request: bool
+    checkpoint: Saved | None
+    save: str
 
 
-def job_view(job: Job) -> JobView:
+def job_view(job: Job, checkpoint: Saved | None, request: SaveRequest | None) -> JobView:
     """Make a job's row."""
     living = job.living
     shown = living or [job.ranks[number] for number in sorted(job.ranks)]
@@ -74,6 +79,9 @@ def job_view(job: Job) -> JobView:
         tokens_per_second=sum(known) / seconds if known and seconds else None,
         loss=_newest(first, LOSS),
         gradient_norm=_newest(first, GRADIENT),
+        on_request=bool(living) and all(rank.on_request == "save" for rank in living),
+        checkpoint=checkpoint,
+        save=request.state if request is not None else "",
     )
 
 
@@ -108,6 +116,14 @@ def families(jobs: Iterable[JobView]) -> Iterator[Metric]:
         ((j, j.tokens_per_second) for j in shown),
     )  # fmt: skip
     yield _family("gpuvigil_job_loss", "Newest loss.", ((j, j.loss) for j in shown))
+    yield _family(
+        "gpuvigil_job_checkpoint_step", "Step of the newest whole checkpoint.",
+        ((j, j.checkpoint.step if j.checkpoint else None) for j in shown),
+    )  # fmt: skip
+    yield _family(
+        "gpuvigil_job_checkpoint_timestamp_seconds", "When the newest whole checkpoint was there.",
+        ((j, j.checkpoint.at_ns / 1e9 if j.checkpoint else None) for j in shown),
+    )  # fmt: skip
     phases = GaugeMetricFamily(
         "gpuvigil_job_phase_seconds", "Mean time in each phase of a step, newest 20 steps.",
         labels=["training_job", "phase"],

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.jobs import families as job_families
 from gpuvigil_collector.export.view import View, health_detail
+from gpuvigil_collector.goodput.report import families as goodput_families
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.ingest import ack_latency
 from gpuvigil_collector.topology import Topology
@@ -60,6 +61,7 @@ class FleetCollector(Collector):
         yield from self._findings()
         yield from _incidents(view)
         yield from job_families(view.jobs)
+        yield from goodput_families(view.goodput)
         yield from self._xids()
         yield from _ledger_families(ledger)
         yield from _ingest_families(self._ingest())

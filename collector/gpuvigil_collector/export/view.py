@@ -8,7 +8,9 @@ from typing import Any
 
 from gpuvigil_collector.export.jobs import JobView
 from gpuvigil_collector.export.recent import LATELY, Losses
+from gpuvigil_collector.goodput.report import GoodputView
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.saves.request import SaveRequest
 from gpuvigil_collector.topology import ONE_DOMAIN
 from gpuvigil_detectors.base import NodeFact, Snapshot
 from gpuvigil_protos import entity as names
@@ -29,6 +31,8 @@ class View:
     open: Mapping[str, Incident] = field(default_factory=dict)
     resolved: Mapping[str, Incident] = field(default_factory=dict)
     jobs: tuple[JobView, ...] = ()
+    goodput: tuple[GoodputView, ...] = ()
+    saves: tuple[SaveRequest, ...] = ()
     not_opened: int = 0
     lately: Losses = _NONE
     learning: Mapping[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -23,10 +24,12 @@ class BrainLink:
         self._writer: asyncio.StreamWriter | None = None
         self.statuses_dropped = 0
 
-    async def open(self, fd: int, gone: asyncio.Event) -> asyncio.Task[None]:
-        """Connect; the task returned sets `gone` when the brain has closed or died."""
+    async def open(
+        self, fd: int, gone: asyncio.Event, on_command: Callable[[frames.Command], None]
+    ) -> asyncio.Task[None]:
+        """Connect; the task returned hands on commands, and sets `gone` when the brain has closed or died."""
         reader, self._writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
-        return asyncio.create_task(_watch(reader, gone))
+        return asyncio.create_task(_watch(reader, gone, on_command))
 
     @property
     def full(self) -> bool:
@@ -44,10 +47,15 @@ class BrainLink:
             self._writer.write(frames.encode(message))
 
 
-async def _watch(reader: asyncio.StreamReader, gone: asyncio.Event) -> None:
+async def _watch(
+    reader: asyncio.StreamReader, gone: asyncio.Event, on_command: Callable[[frames.Command], None]
+) -> None:
+    whole = frames.FrameReader()
     try:
-        while await reader.read(4096):
-            pass
+        while chunk := await reader.read(1 << 16):
+            for message in whole.feed(chunk):
+                if isinstance(message, frames.Command):
+                    on_command(message)
     except ConnectionError:
         pass
     gone.set()

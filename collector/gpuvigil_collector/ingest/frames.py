@@ -104,7 +104,26 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     seen: dict[str, tuple[int, int]]
 
 
-Message = Ready | NodeUp | NodeDown | Series | Event | Steps | Status
+class Command(msgspec.Struct, tag=True, array_like=True):
+    """Down: for the agent of this node. The worker that has its live stream passes it on."""
+
+    node: str
+    id: str
+    verb: str
+    arguments: dict[str, str]
+    deadline_ns: int
+
+
+class Result(msgspec.Struct, tag=True, array_like=True):
+    """What an agent made of a command."""
+
+    node: str
+    id: str
+    accepted: bool
+    outcome: str
+
+
+Message = Ready | NodeUp | NodeDown | Series | Event | Steps | Status | Command | Result
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -72,10 +72,20 @@ class Intake:
                 self.learn_dictionary(session, request.dictionary)
             case "command_result":
                 self.counters["command_results_total"] += 1
+                self._result(session, request.command_result)
             case other:
                 detail = f"message: expected batch, event or dictionary, got {other or 'nothing'}"
                 raise StreamRejectedError(grpc.StatusCode.INVALID_ARGUMENT, "bad_message", detail)
         session.due.set()
+
+    def _result(self, session: Session, result: pb.CommandResult) -> None:
+        """Pass on what an agent made of a command; its words are short, whatever came."""
+        words = (
+            validate.clean_text(result.id[:100]),
+            result.accepted,
+            validate.clean_text(result.outcome[:500]),
+        )
+        self._brain.send(frames.Result(session.node, *words))
 
     def _observe(self, session: Session, sent_ns: int) -> None:
         session.echo_ns = sent_ns

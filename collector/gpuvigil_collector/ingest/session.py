@@ -15,6 +15,7 @@ from gpuvigil_collector.ingest.refusal import RefusedError, StreamRejectedError
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 OWED_MAX_S: Final = 1.0
+COMMANDS_MAX: Final = 64
 ROLES: Final = {pb.ROLE_LIVE: "live", pb.ROLE_BACKLOG: "backlog"}
 CLASS_NUMBERS: Final = {"metrics": pb.CLASS_METRICS, "events": pb.CLASS_EVENTS}
 
@@ -40,6 +41,7 @@ class Session:
     task: asyncio.Task[object] | None = None
     due: asyncio.Event = field(default_factory=asyncio.Event)
     _refusals: deque[pb.Refusal] = field(default_factory=deque)
+    _commands: deque[pb.Command] = field(default_factory=lambda: deque(maxlen=COMMANDS_MAX))
 
     @property
     def live(self) -> bool:
@@ -73,13 +75,20 @@ class Session:
         if self.task is not None:
             self.task.cancel()
 
+    def command(self, command: pb.Command) -> None:
+        """Queue a command for this agent; of what waits the newest few are kept."""
+        self._commands.append(command)
+        self.due.set()
+
     def replies(self) -> list[pb.StreamResponse]:
-        """Return what is to be sent now: refusals, then one Ack with the newest watermarks."""
+        """Return what is to be sent now: refusals, commands, then one Ack with the newest watermarks."""
         self.due.clear()
         self.owed = False
         self.answered = time.monotonic()
         replies = [pb.StreamResponse(refusal=refusal) for refusal in self._refusals]
         self._refusals.clear()
+        replies += [pb.StreamResponse(command=command) for command in self._commands]
+        self._commands.clear()
         ack = pb.Ack(watermarks=self.watermarks(), echo_ns=self.echo_ns, collector_ns=time.time_ns())
         return [*replies, pb.StreamResponse(ack=ack)]
 

@@ -77,6 +77,11 @@ class Ingest:
         for worker in self._workers:
             worker.end(deadline)
 
+    def send(self, command: frames.Command) -> None:
+        """Hand a command to the workers: the one that has the node's stream passes it on."""
+        for worker in self._workers:
+            worker.send(command)
+
     @property
     def pids(self) -> list[int]:
         """Return the process ids of the workers that run."""
@@ -121,6 +126,7 @@ class _WorkerThread(threading.Thread):
         self._failure = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._sending = threading.Lock()
         self.port = 0
 
     @property
@@ -135,6 +141,15 @@ class _WorkerThread(threading.Thread):
             raise IngestError(f"ingest worker {self._index} did not start within {timeout_s:g} s")
         if self._failure:
             raise IngestError(self._failure)
+
+    def send(self, command: frames.Command) -> None:
+        """Send a command down; one that a busy worker has no room for is lost, and its deadline says so."""
+        ours = self._socket
+        if ours is not None:
+            data = frames.encode(command)
+            with contextlib.suppress(OSError), self._sending:  # BlockingIOError: no room at all
+                sent = ours.send(data, socket.MSG_DONTWAIT)
+                ours.sendall(data[sent:])  # half a frame would spoil all that follow
 
     def close(self) -> None:
         """Tell the worker to end, by the end of its socket."""

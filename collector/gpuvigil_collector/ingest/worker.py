@@ -37,6 +37,7 @@ from gpuvigil_collector.ingest.settings import WorkerConfig
 from gpuvigil_collector.ingest.upkeep import Upkeep
 from gpuvigil_collector.ingest.vital import Vital
 from gpuvigil_protos import log
+from gpuvigil_protos.v1 import stream_pb2 as pb
 
 EXIT_ADDRESS: Final = 3
 EXIT_LOCKED: Final = 4
@@ -90,7 +91,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        watch = await self.brain.open(fd, stop)
+        watch = await self.brain.open(fd, stop, self._command)
         server, service = self._server()
         try:
             port = self._bind(server)
@@ -111,6 +112,15 @@ class Worker:
         watch.cancel()
         await vital.join()
         return 0
+
+    def _command(self, command: frames.Command) -> None:
+        """Pass a command on to the node's live stream; without one there is nobody to ask."""
+        message = pb.Command(
+            id=command.id, verb=command.verb, arguments=command.arguments, deadline_ns=command.deadline_ns
+        )
+        for session in self.admission.of_node(command.node):
+            if session.live:
+                session.command(message)
 
     def _server(self) -> tuple[grpc.aio.Server, Service]:
         name = f"worker-{self._config.index}"

@@ -1,9 +1,10 @@
-"""The read-only API, the metrics endpoint and liveness: GET alone, JSON errors, no traceback for anyone."""
+"""The API, the metrics endpoint and liveness: reading, and one request; JSON errors, never a traceback."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,16 +19,19 @@ from starlette.routing import Route
 from gpuvigil_collector.export.metrics import render
 from gpuvigil_collector.export.view import View
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.saves.desk import RefusedError
+from gpuvigil_collector.saves.request import SaveRequest
 from gpuvigil_collector.web import rows
 from gpuvigil_collector.web.guard import Guard
 from gpuvigil_collector.web.query import VERSION, BadQueryError, Json, Query
 from gpuvigil_protos import log
 
+_ASK_S: Final = 10.0
 _PAGED: Final = ("limit", "cursor")
 _LINKS: Final = "\n".join(
     ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/jobs",
-     "/api/v1/incidents",
-     "/api/v1/incidents/ID", "/api/v1/ledger", "/metrics", "/healthz", ""]
+     "/api/v1/incidents", "/api/v1/incidents/ID", "/api/v1/goodput", "/api/v1/goodput/JOB", "/api/v1/saves",
+     "/api/v1/saves/ID", "/api/v1/ledger", "/metrics", "/healthz", ""]
 )  # fmt: skip
 
 
@@ -41,6 +45,7 @@ class Sources:
     registry: CollectorRegistry
     alive: Callable[[], bool]
     faults: Callable[[], list[str]]
+    ask_save: Callable[[str, str], Future[SaveRequest]]
 
 
 def make_app(sources: Sources) -> Starlette:
@@ -50,10 +55,13 @@ def make_app(sources: Sources) -> Starlette:
         "/": api.index, "/healthz": api.healthz, "/metrics": api.metrics, "/api/v1/health": api.health,
         "/api/v1/nodes": api.nodes, "/api/v1/gpus": api.gpus, "/api/v1/jobs": api.jobs,
         "/api/v1/incidents": api.incidents,
+        "/api/v1/saves": api.saves, "/api/v1/saves/{id}": api.save,
+        "/api/v1/goodput": api.goodput, "/api/v1/goodput/{job}": api.goodput_of,
         "/api/v1/incidents/{id}": api.incident, "/api/v1/ledger": api.ledger,
     }  # fmt: skip
+    ask = Route("/api/v1/jobs/{job}/checkpoint", api.ask_save, methods=["POST"])
     app = Starlette(
-        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()],
+        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()), ask],
         exception_handlers={
             BadQueryError: _bad_query,
             HTTPException: _http_error,
@@ -108,6 +116,53 @@ class _Api:
             lambda shown: [rows.job(one, view.incidents_of_job(one.job)) for one in shown],
         )
         return _json(page)
+
+    def ask_save(self, request: Request) -> Response:
+        """Ask a job for a checkpoint; the next tick answers. 409 with the reason where it is not asked."""
+        Query.of(request.query_params.multi_items(), ())
+        future = self._sources.ask_save(request.path_params["job"], "operator")
+        try:
+            found = future.result(timeout=_ASK_S)
+        except RefusedError as refused:
+            return _json(
+                {"error": {"field": "job", "expected": "a job that can save", "got": str(refused)}}, 409
+            )
+        except TimeoutError:
+            return _json({"error": {"field": "brain", "expected": "a tick", "got": "none in time"}}, 503)
+        return _json({"version": VERSION, **rows.save(found)}, 202)
+
+    def saves(self, request: Request) -> Response:
+        """List the requests for checkpoints, newest first."""
+        query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()
+        page = query.page(
+            view.saves, lambda one: (-one.asked_ns, one.id), lambda shown: [rows.save(one) for one in shown]
+        )
+        return _json(page)
+
+    def save(self, request: Request) -> Response:
+        Query.of(request.query_params.multi_items(), ())
+        for one in self._sources.view().saves:
+            if one.id == request.path_params["id"]:
+                return _json({"version": VERSION, **rows.save(one)})
+        raise HTTPException(404)
+
+    def goodput(self, request: Request) -> Response:
+        """List what the jobs' time went into, newest jobs first."""
+        query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()
+        page = query.page(
+            view.goodput,
+            lambda one: (-one.began_ns, one.job),
+            lambda shown: [rows.goodput(one) for one in shown],
+        )
+        return _json(page)
+
+    def goodput_of(self, request: Request) -> Response:
+        Query.of(request.query_params.multi_items(), ())
+        name = request.path_params["job"]
+        for one in self._sources.view().goodput:
+            if one.job == name:
+                return _json({"version": VERSION, **rows.goodput(one)})
+        raise HTTPException(404)
 
     def gpus(self, request: Request) -> Response:
         query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()

@@ -1,12 +1,18 @@
-"""The outermost layer of every request: reading only, bounded paths, strict headers."""
+"""The outermost layer of every request: bounded paths, strict headers, and reading only, but for one thing.
+
+A POST asks a job for a checkpoint. It needs a header that no page of another origin can send.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _METHODS: Final = frozenset({"GET", "HEAD"})
+_ASKS: Final = re.compile(r"/api/v1/jobs/[^/]{1,128}/checkpoint\Z")
+_ASK_HEADER: Final = (b"x-gpuvigil-request", b"1")
 _PATH_MAX: Final = 4000
 _HEADERS: Final = (
     (b"cache-control", b"no-store"),
@@ -19,7 +25,7 @@ _HEADERS: Final = (
 
 
 class Guard:
-    """ASGI middleware: 405 for anything but GET and HEAD, 414 for endless paths, headers on every answer."""
+    """ASGI middleware: 405 for what is neither read nor asked, 414 for endless paths, headers always."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,7 +41,10 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 
-        if scope["method"] not in _METHODS:
+        asks = scope["method"] == "POST" and _ASKS.match(scope["path"]) is not None
+        if asks and _ASK_HEADER not in scope["headers"]:
+            await _refuse(guarded, 403, b"X-Gpuvigil-Request", b"1", [])
+        elif scope["method"] not in _METHODS and not asks:
             await _refuse(guarded, 405, b"method", b"GET or HEAD", [(b"allow", b"GET, HEAD")])
         elif len(scope["path"]) + len(scope["query_string"]) > _PATH_MAX:
             await _refuse(guarded, 414, b"path", b"at most 4000 characters", [])

@@ -10,7 +10,9 @@ import numpy as np
 
 from gpuvigil_collector.export.jobs import JobView
 from gpuvigil_collector.export.view import View, health_detail, notes
+from gpuvigil_collector.goodput.report import GoodputView
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.saves.request import SaveRequest
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import Finding, GpuFact, NodeFact
 from gpuvigil_protos import entity as names
@@ -150,3 +152,24 @@ def finding(found: Finding, role: str) -> Json:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def goodput(row: GoodputView) -> Json:
+    """One row of /goodput: seconds by bucket, useful share, losses with incidents, checkpoint advice."""
+    return {
+        "job": row.job, "state": row.state, "began_ns": row.began_ns, "ranks": row.ranks, "nodes": row.nodes,
+        "attempts": row.attempts, "step": row.step, "wall_seconds": round(row.wall, 3),
+        "seconds": {bucket: round(spent, 3) for bucket, spent in row.buckets.items()},
+        "goodput": row.goodput, "goodput_last_hour": row.goodput_lately, "losses": list(row.losses),
+        "gpu_hours_lost": row.gpu_hours_lost, "checkpoint": row.checkpoint,
+    }  # fmt: skip
+
+
+def save(request: SaveRequest) -> Json:
+    """One row of /saves: who asked for what, what each node answered, and how it ended."""
+    return {
+        "id": request.id, "job": request.job, "by": request.by, "asked_ns": request.asked_ns,
+        "deadline_ns": request.deadline_ns, "state": request.state, "detail": request.detail,
+        "nodes": dict(request.nodes), "step": request.step, "path": request.path, "bytes": request.size,
+        "seconds": request.seconds, "ended_ns": request.ended_ns or None,
+    }  # fmt: skip

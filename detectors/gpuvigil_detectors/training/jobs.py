@@ -6,6 +6,7 @@ the oldest ended ones go first. All of it is one trust origin: what a job says o
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,26 +17,33 @@ from gpuvigil_protos.entity import job_and_rank_of
 
 SECOND_NS: Final = 1_000_000_000
 STEPS_KEPT: Final = 500
+MEMORY_KEPT: Final = 60  # one reading in 10 s
 JOBS_MAX: Final = 2000
 _KEEP_NS: Final = 3600 * SECOND_NS
 # what is kept of each step, in this order
 COLUMNS: Final = (
     "rank_step", "rank_step_seconds", "rank_data_seconds", "rank_forward_seconds", "rank_backward_seconds",
     "rank_optimizer_seconds", "rank_tokens", "rank_loss", "rank_gradient_norm", "rank_step_flags",
+    "rank_checkpoint_seconds", "rank_eval_seconds", "rank_cuda_allocated_bytes", "rank_steps_merged",
 )  # fmt: skip
-(STEP, SECONDS, DATA, FORWARD, BACKWARD, OPTIMIZER, TOKENS, LOSS, GRADIENT, FLAGS) = range(len(COLUMNS))
+(
+    STEP, SECONDS, DATA, FORWARD, BACKWARD, OPTIMIZER, TOKENS, LOSS, GRADIENT, FLAGS,
+    CHECKPOINT, EVAL, ALLOCATED, MERGED,
+) = range(len(COLUMNS))  # fmt: skip
 _STATUS: Final = {
     "rank_heartbeat_age_seconds": "heartbeat_age_s", "rank_step_age_seconds": "step_age_s",
     "rank_phase": "phase", "rank_memory_bytes": "memory_bytes",
 }  # fmt: skip
 _FRESH_S: Final = 5.0
+_MEMORY_EVERY_NS: Final = 10 * SECOND_NS
 
 
 @dataclass(slots=True, kw_only=True)
 class Rank:
     """One rank of a job. ended: "" while it lives, else exit, died or replaced. Ages in s, NaN = not told.
 
-    end_ns: int64 [n]; steps: float32 [n, COLUMNS], oldest first, NaN = absent.
+    memory_past: resident bytes, one reading in 10 s. end_ns: int64 [n]; steps: float32 [n, COLUMNS], oldest
+    first, NaN = absent.
     """
 
     node: str
@@ -43,6 +51,7 @@ class Rank:
     gpu: str = ""
     since_ns: int = 0
     restart: int = 0
+    on_request: str = ""
     ended: str = ""
     ended_ns: int = 0
     ended_phase: str = ""
@@ -50,6 +59,7 @@ class Rank:
     step_age_s: float = float("nan")
     phase: float = float("nan")
     memory_bytes: float = float("nan")
+    memory_past: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY_KEPT))
     end_ns: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     steps: Float32 = field(default_factory=lambda: np.empty((0, len(COLUMNS)), np.float32))
 
@@ -92,6 +102,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self.by_name: dict[str, Job] = {}
+        self._memory_ns = 0
 
     def take(self, snapshot: Snapshot) -> None:
         """Take in what one snapshot tells."""
@@ -121,7 +132,7 @@ class Jobs:
         job.seen_ns = event.time_ns
         job.ranks[number] = Rank(
             node=event.node, number=number, gpu=event.fields.get("gpu", ""), since_ns=event.time_ns,
-            restart=restart,
+            restart=restart, on_request=event.fields.get("on_request", ""),
         )  # fmt: skip
 
     def _down(self, event: FactEvent) -> None:
@@ -164,6 +175,12 @@ class Jobs:
                 rank = self._rank(node, local)
                 if rank is not None and not rank.ended:
                     setattr(rank, name, float(value) if age <= _FRESH_S else float("nan"))
+        if snapshot.now_ns - self._memory_ns >= _MEMORY_EVERY_NS:
+            self._memory_ns = snapshot.now_ns
+            for job in self.by_name.values():
+                for rank in job.living:
+                    if rank.memory_bytes == rank.memory_bytes:
+                        rank.memory_past.append(rank.memory_bytes)
 
     def _forget(self, now_ns: int) -> None:
         for job in list(self.by_name.values()):

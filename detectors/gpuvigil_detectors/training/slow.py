@@ -1,98 +1,146 @@
-"""Is a job slower than its own past, and is one rank the reason? k of n against a baseline that it froze.
+"""Whether a job is slower than its own past, and whether one rank is the reason.
 
-A step counts as slow at 6 % over the median of the job's usual steps, and 6 of the last 7 confirm. The
-baseline then stands until 6 of 7 steps are within 5 % again. Where tokens are
-given, time a token is judged, so that longer batches are no slowdown.
-Source: formula 5 of the methods: 0 of 2,000 clean simulated runs, 300 of 300 of 10 % steps in 6 iterations.
+Feeds the steps of each job's lowest rank to FailSlow, all jobs at once, and keeps what holds of each. Where
+tokens are given, time for the work is judged, so that longer batches are no slowdown.
 Blind spot: a job that is slow from its first step on has no better past.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuvigil_detectors.training import workload
+from gpuvigil_detectors.training.fail_slow import FailSlow
 from gpuvigil_detectors.training.jobs import DATA, FLAGS, FORWARD, SECONDS, STEP, TOKENS, Job, Rank
 
-_LEARN: Final = 20  # steps that make a baseline
-_WINDOW: Final = 100  # usual steps that the baseline is the median of
-_N, _K = 7, 6
-_SLOW, _BACK = 1.06, 1.05
+_NEWEST: Final = 7
+_ROUNDS_MAX: Final = 60  # steps of one job in one tick; the agent sends 50
 _LATE: Final = 1.10  # a rank's own time over the others' median
 _UNUSUAL: Final = 1 | 8 | 16  # first step, evaluation, checkpoint
 
 
 @dataclass(slots=True, kw_only=True)
 class Pace:
-    """What is remembered of one job: usual paces, the last n judgements, and whether it is slow now."""
+    """What holds of one job: slow, or suspected. ratio: steps over the job's past, with its 95 % interval."""
 
-    usual: list[float] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)
-    slow: bool = False
-    since_ns: int = 0
     judged_ns: int = 0
-
-    @property
-    def baseline(self) -> float | None:
-        """Median of the usual paces; None while there are too few."""
-        return float(np.median(self.usual)) if len(self.usual) >= _LEARN else None
-
-    def take(self, pace: float, end_ns: int) -> None:
-        """Judge one step by its pace (seconds, or seconds a token)."""
-        base = self.baseline
-        self.judged_ns = end_ns
-        if base is None:
-            self.usual.append(pace)
-            return
-        self.recent = [*self.recent, pace / base][-_N:]
-        slow = sum(ratio > _SLOW for ratio in self.recent)
-        if not self.slow and slow >= _K:
-            self.slow, self.since_ns = True, end_ns
-        elif self.slow and sum(ratio < _BACK for ratio in self.recent) >= _K:
-            self.slow = False
-        if not self.slow and pace / base <= _SLOW:  # what may be the beginning of a slowdown is not learned
-            self.usual = [*self.usual, pace][-_WINDOW:]
-
-    @property
-    def ratio(self) -> float:
-        """Mean of the last n steps over the baseline."""
-        return float(np.mean(self.recent)) if self.recent else float("nan")
+    slow: bool = False
+    suspect: bool = False
+    since_ns: int = 0
+    ratio: float = 1.0
+    low: float = 1.0
+    high: float = 1.0
 
 
-def take(pace: Pace, rank: Rank) -> None:
-    """Judge the steps of a job's lowest rank that ended since the last call."""
-    new = rank.end_ns > pace.judged_ns
-    rows, ends = rank.steps[new], rank.end_ns[new]
-    flags = np.nan_to_num(rows[:, FLAGS]).astype(np.int64)
-    for row, flag, end_ns in zip(rows, flags, ends, strict=True):
-        seconds, tokens = float(row[SECONDS]), float(row[TOKENS])
-        if flag & _UNUSUAL or not seconds > 0:
-            continue
-        pace.take(seconds / tokens if tokens > 0 else seconds, int(end_ns))
+class Slowness:
+    """The paces of all jobs. One thread calls `take` each tick."""
+
+    def __init__(self) -> None:
+        self.paces: dict[str, Pace] = {}
+        self._judge = FailSlow()
+
+    def take(self, jobs: Mapping[str, Job]) -> None:
+        """Judge the steps that ended since the last call."""
+        self.paces = {name: self.paces.get(name) or Pace() for name in jobs}
+        waiting = {name: rows for name, job in jobs.items() if (rows := self._new(job))}
+        names = tuple(self.paces)
+        for turn in range(max((len(rows) for rows in waiting.values()), default=0)):
+            self._round(names, {name: rows[turn] for name, rows in waiting.items() if turn < len(rows)})
+
+    def _new(self, job: Job) -> list[tuple[NDArray[np.float32], int]]:
+        ranks = job.living
+        if not ranks:
+            return []
+        fresh = ranks[0].end_ns > self.paces[job.name].judged_ns
+        rows, ends = ranks[0].steps[fresh][-_ROUNDS_MAX:], ranks[0].end_ns[fresh][-_ROUNDS_MAX:]
+        return list(zip(rows, ends.tolist(), strict=True))
+
+    def _round(self, names: tuple[str, ...], steps: dict[str, tuple[NDArray[np.float32], int]]) -> None:
+        """Give each of these jobs one step, and note what is said of them."""
+        seconds, excluded = np.full(len(names), np.nan), np.zeros(len(names), dtype=bool)
+        work = np.full((len(names), workload.FEATURES), np.nan)
+        places = [place for place, name in enumerate(names) if name in steps]
+        for place in places:
+            row = steps[names[place]][0]
+            seconds[place] = row[SECONDS]
+            excluded[place] = bool(int(np.nan_to_num(row[FLAGS])) & _UNUSUAL)
+            work[place, 0] = row[TOKENS] if row[TOKENS] > 0 else np.nan
+        found = self._judge.advance(names, seconds, work, excluded)
+        for place in places:
+            pace, end_ns = self.paces[names[place]], steps[names[place]][1]
+            slow = bool(found.confirmed[place])
+            if slow and not pace.slow:
+                pace.since_ns = end_ns
+            pace.judged_ns, pace.slow, pace.suspect = end_ns, slow, bool(found.suspect[place])
+            shares = (found.slowdown[place], found.low[place], found.high[place])
+            pace.ratio, pace.low, pace.high = (1 + float(share) if slow else 1.0 for share in shares)
 
 
-def late_rank(job: Job) -> tuple[Rank, float, float] | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """The one rank whose own time is over the others'. own, others: seconds a step.
+
+    where: data or forward, whichever makes most of the difference. work: its tokens over the others' median,
+    NaN where they are not told.
+    """
+
+    rank: Rank
+    own: float
+    others: float
+    where: str
+    work: float
+
+
+def late_rank(job: Job) -> Late | None:
     """Find the one rank whose own time (data and forward) is 10 % over the others' in the newest steps.
 
-    Returns (rank, its seconds, the others' median), or None: no phases, too few ranks, or no single one.
+    None: no phases, too few ranks, or no single one.
     """
-    ranks = [rank for rank in job.living if len(rank.steps) >= _N]
+    ranks = [rank for rank in job.living if len(rank.steps) >= _NEWEST]
     if len(ranks) < 2:
         return None
-    own = np.array([_own_time(rank) for rank in ranks])
+    parts = np.array([_own_times(rank) for rank in ranks])
+    own = parts.sum(axis=1)
     if not np.isfinite(own).all() or own.max() <= 0:
         return None
     worst = int(own.argmax())
-    others = float(np.median(np.delete(own, worst)))
-    second = float(np.delete(own, worst).max())
-    if own[worst] > _LATE * others and own[worst] > _LATE * second:
-        return ranks[worst], float(own[worst]), others
-    return None
+    rest = np.delete(own, worst)
+    others = float(np.median(rest))
+    if own[worst] <= _LATE * others or own[worst] <= _LATE * float(rest.max()):
+        return None
+    gaps = parts[worst] - np.median(np.delete(parts, worst, axis=0), axis=0)
+    tokens = np.array([np.median(rank.steps[-_NEWEST:, TOKENS]) for rank in ranks])
+    usual = float(np.median(np.delete(tokens, worst)))
+    return Late(
+        rank=ranks[worst], own=float(own[worst]), others=others,
+        where="data" if gaps[0] > gaps[1] else "forward",
+        work=float(tokens[worst]) / usual if usual > 0 else float("nan"),
+    )  # fmt: skip
 
 
-def _own_time(rank: Rank) -> float:
-    times: NDArray[np.float32] = rank.steps[-_N:, [DATA, FORWARD]].sum(axis=1)
-    return float(np.median(times)) if np.isfinite(rank.steps[-1, STEP]) else float("nan")
+def _own_times(rank: Rank) -> NDArray[np.float64]:
+    """Median seconds in data and in forward of the newest steps."""
+    times = rank.steps[-_NEWEST:, [DATA, FORWARD]].astype(np.float64)
+    if not np.isfinite(rank.steps[-1, STEP]):
+        return np.full(2, np.nan)
+    out: NDArray[np.float64] = np.median(times, axis=0)
+    return out
+
+
+def data_share(job: Job) -> tuple[float, float] | None:
+    """Share of a step that waits for input: of the newest, and of those before; None while unknown."""
+    shares = [
+        rank.steps[:, DATA] / np.maximum(rank.steps[:, SECONDS], 1e-9)
+        for rank in job.living
+        if len(rank.steps) >= 4 * _NEWEST
+    ]
+    if not shares:
+        return None
+    newest = float(np.median([np.median(share[-_NEWEST:]) for share in shares]))
+    before = float(np.median([np.median(share[:-_NEWEST]) for share in shares]))
+    return (newest, before) if np.isfinite(newest + before) else None

@@ -7,23 +7,26 @@ never stands alone for an action.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
 from typing import Final
 
-import numpy as np
-
-from gpuvigil_detectors.base import Evidence, Finding, Severity, Snapshot
-from gpuvigil_detectors.training import hang, slow
+from gpuvigil_detectors.base import Evidence, Finding, Snapshot
+from gpuvigil_detectors.training import hang, loop_faults, silent, slow
+from gpuvigil_detectors.training.claim import Claim, facts_of
 from gpuvigil_detectors.training.hang import Stall
-from gpuvigil_detectors.training.jobs import FLAGS, SECOND_NS, STEP, Job, Jobs, Rank
-from gpuvigil_detectors.training.slow import Pace
+from gpuvigil_detectors.training.jobs import SECOND_NS, Job, Jobs, Rank
+from gpuvigil_detectors.training.slow import Late, Pace, Slowness
 
 _VERDICT_LOOKS: Final = 5  # ticks in a row that blame the same ranks make a suspicion a verdict
 _DEAD_KEPT_NS: Final = 600 * SECOND_NS
 _ENDED_KEPT_NS: Final = 60 * SECOND_NS
 _TOGETHER_NS: Final = SECOND_NS // 2  # ranks that die so near to each other were ended, as by scancel
-_NOT_FINITE: Final = 2 | 4
-_LOSS_STEPS: Final = 10
+_VERIFIED: Final = 1.10  # slower by this share is what an owner is told of
+_DATA_PHASE: Final = 1.0
+_DATA_SHARE, _DATA_GROWTH = 0.10, 2.0
+_MORE_WORK: Final = 1.05  # tokens over the others' median
+_EXPLAINED: Final = 1.05  # time a token within so much of the others'
+_MOVES_OF: Final = 30  # looks at who is late
 
 
 class Training:
@@ -33,22 +36,38 @@ class Training:
 
     def __init__(self) -> None:
         self.jobs = Jobs()
-        self._paces: dict[str, Pace] = {}
+        self._slowness = Slowness()
+        self._late: dict[str, deque[int]] = {}
         self._stalls: dict[str, tuple[int, tuple[int, ...], int]] = {}  # since, culprits, looks
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Judge every job."""
         self.jobs.take(snapshot)
         now_ns, by_name = snapshot.now_ns, self.jobs.by_name
+        self._slowness.take(by_name)
         found = [claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, now_ns)]
-        self._paces = {name: pace for name, pace in self._paces.items() if name in by_name}
+        found += silent.node_lives(by_name.values(), snapshot)
         self._stalls = {name: stall for name, stall in self._stalls.items() if name in by_name}
+        self._late = {name: late for name, late in self._late.items() if name in by_name}
         return found
+
+    def slowdown(self, job: str) -> float:
+        """How much slower than its own past a job is now, 0.1 = 10 %; 0 while it is not."""
+        pace = self._slowness.paces.get(job)
+        return max(0.0, pace.ratio - 1) if pace is not None and pace.slow else 0.0
+
+    def hung(self, job: str) -> bool:
+        """Whether a job makes no step now, as far as it is known."""
+        return job in self._stalls
 
     def _judge(self, job: Job, now_ns: int) -> list[Claim]:
         dead = _dead(job, now_ns)
         hung = None if dead else self._hang(job, now_ns)
-        return [claim for claim in (dead, hung, self._slow(job), _loss(job)) if claim is not None]
+        claims = (
+            dead, hung, self._slow(job), loop_faults.not_finite(job), loop_faults.spikes(job),
+            loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
+        )  # fmt: skip
+        return [claim for claim in claims if claim is not None]
 
     def _hang(self, job: Job, now_ns: int) -> Claim | None:
         stall = hang.look(job)
@@ -61,39 +80,80 @@ class Training:
         self._stalls[job.name] = (since_ns, stall.culprits, looks)
         certain = stall.kind != "unknown" and looks >= _VERDICT_LOOKS
         blamed = job.ranks[stall.culprits[0]] if stall.culprits else None
+        waits_for_input = blamed is not None and blamed.phase == _DATA_PHASE and stall.kind != "stopped"
         return Claim(
-            rule="no_step", fault_class="hang", severity="critical" if certain else "warning",
+            rule="no_step", fault_class="data_stall" if waits_for_input else "hang",
+            severity="critical" if certain else "warning",
             start_ns=since_ns, sentence=_hang_sentence(job, stall), rank=blamed,
             evidence=Evidence(
                 observed=stall.seconds, expected=stall.limit_s, unit="seconds", since_ns=since_ns,
-                facts=(("kind", stall.kind), *_facts(job, blamed)),
+                facts=(("kind", stall.kind), *facts_of(job, blamed)),
             ),
         )  # fmt: skip
 
     def _slow(self, job: Job) -> Claim | None:
-        ranks = job.living
-        if not ranks:
-            return None
-        pace = self._paces.setdefault(job.name, Pace())
-        slow.take(pace, ranks[0])
-        if not pace.slow:
+        pace = self._slowness.paces[job.name]
+        if not job.living or not (pace.slow or pace.suspect):
+            self._late.pop(job.name, None)
             return None
         late = slow.late_rank(job)
-        rank = late[0] if late else None
-        text = f"steps of job {job.name} take {100 * (pace.ratio - 1):.0f} % longer than its own past"
-        which = "no single rank is late" if late is None else (
-            f"rank {late[0].number} needs {late[1] * 1e3:.0f} ms for data and forward, "
-            f"the others {late[2] * 1e3:.0f} ms"
-        )  # fmt: skip
+        if not pace.slow:
+            return _suspect(job, pace, late)
+        rule, fault_class, rank, which = self._explain(job, late)
+        verified = pace.high >= _VERIFIED  # one that is surely smaller is recorded only
+        text = (
+            f"steps of job {job.name} take {100 * (pace.ratio - 1):.0f} % longer than its own past "
+            f"(95 %: {100 * (pace.low - 1):.0f} to {100 * (pace.high - 1):.0f} %)"
+        )
         return Claim(
-            rule="late_rank" if rank else "slower_than_its_past", severity="warning", rank=rank,
-            fault_class="straggler" if rank else "fail_slow", start_ns=pace.since_ns,
+            rule=rule, severity="warning" if verified else "info", rank=rank, fault_class=fault_class,
+            start_ns=pace.since_ns, notify=verified,
             sentence=f"{text}; {which}",
             evidence=Evidence(
                 observed=pace.ratio, expected=1.0, unit="ratio", since_ns=pace.since_ns,
-                facts=_facts(job, rank),
+                facts=facts_of(job, rank),
             ),
         )  # fmt: skip
+
+    def _explain(self, job: Job, late: Late | None) -> tuple[str, str, Rank | None, str]:
+        """Rule, class, rank and words of a slowdown: input, the work itself, one machine, or nobody's."""
+        if late is None:
+            share = slow.data_share(job)
+            if share is not None and share[0] > _DATA_SHARE and share[0] > _DATA_GROWTH * share[1]:
+                return "input_holds_it", "data_stall", None, (
+                    f"{100 * share[0]:.0f} % of a step waits for input, {100 * share[1]:.0f} % before"
+                )  # fmt: skip
+            return "slower_than_its_past", "fail_slow", None, "no single rank is late"
+        worst = self._late.setdefault(job.name, deque(maxlen=_MOVES_OF))
+        worst.append(late.rank.number)
+        head = (
+            f"rank {late.rank.number} needs {late.own * 1e3:.0f} ms for data and forward, the others "
+            f"{late.others * 1e3:.0f} ms"
+        )
+        if late.work >= _MORE_WORK and late.own / late.others <= late.work * _EXPLAINED:
+            return "more_work", "workload_imbalance", None, (
+                f"{head}, for {late.work:.2f} times their tokens: the work, not its machine"
+            )  # fmt: skip
+        if len(set(worst)) > 2:
+            return (
+                "late_rank_moves",
+                "workload_imbalance",
+                None,
+                f"{head}, and the late rank changes: the work moves",
+            )
+        if late.where == "data":
+            return "late_rank_input", "data_stall", late.rank, f"{head}: it waits for its input"
+        return "late_rank", "straggler", late.rank, head
+
+
+def _suspect(job: Job, pace: Pace, late: Late | None) -> Claim:
+    """Record an early suspicion: it opens nothing, and says where to look if it is confirmed."""
+    return Claim(
+        rule="may_be_slow", severity="info", fault_class="fail_slow", start_ns=pace.judged_ns, notify=False,
+        rank=late.rank if late else None,
+        sentence=f"steps of job {job.name} may have become slower; not confirmed",
+        evidence=Evidence(since_ns=pace.judged_ns, facts=facts_of(job, late.rank if late else None)),
+    )  # fmt: skip
 
 
 def _dead(job: Job, now_ns: int) -> Claim | None:
@@ -117,28 +177,9 @@ def _dead(job: Job, now_ns: int) -> Claim | None:
         start_ns=first.ended_ns, sentence=sentence, rank=first, notify=not together,
         evidence=Evidence(
             observed=float(len(job.living)), expected=float(job.world_size), unit="ranks",
-            since_ns=first.ended_ns, facts=_facts(job, first),
+            since_ns=first.ended_ns, facts=facts_of(job, first),
         ),
     )  # fmt: skip
-
-
-def _loss(job: Job) -> Claim | None:
-    """Say that a loss or a gradient norm of the newest steps was no number."""
-    for rank in job.living:
-        rows = rank.steps[-_LOSS_STEPS:]
-        flags = np.nan_to_num(rows[:, FLAGS]).astype(np.int64) & _NOT_FINITE
-        if not flags.any():
-            continue
-        place = int(np.flatnonzero(flags)[0])
-        what = "loss" if flags[place] & 2 else "gradient norm"
-        end_ns = int(rank.end_ns[-_LOSS_STEPS:][place])
-        return Claim(
-            rule="not_finite", fault_class="loss_fault", severity="warning", start_ns=end_ns,
-            sentence=f"the {what} of rank {rank.number} of job {job.name} was not finite in step "
-            f"{rows[place, STEP]:.0f}",
-            evidence=Evidence(since_ns=end_ns, facts=_facts(job, rank)),
-        )  # fmt: skip
-    return None
 
 
 def _hang_sentence(job: Job, stall: Stall) -> str:
@@ -149,32 +190,3 @@ def _hang_sentence(job: Job, stall: Stall) -> str:
         return f"{head}; {stall.why}"
     who = ", ".join(str(number) for number in stall.culprits)
     return f"{head}; rank {who} holds it: {stall.why}"
-
-
-def _facts(job: Job, rank: Rank | None) -> tuple[tuple[str, str], ...]:
-    facts = [("job", job.name), ("ranks", str(job.world_size))]
-    if rank is not None:
-        facts += [("rank", str(rank.number)), ("gpu", rank.gpu)]
-    return tuple((key, value) for key, value in facts if value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What a judge says of a job, or of one rank of it."""
-
-    rule: str
-    fault_class: str
-    severity: Severity
-    start_ns: int
-    sentence: str
-    evidence: Evidence
-    rank: Rank | None = None
-    notify: bool = True
-
-    def finding(self, job: Job, now_ns: int) -> Finding:
-        """Turn it into a finding about the rank's entity, else about the job's."""
-        return Finding(
-            detector="training", rule=self.rule, fault_class=self.fault_class, severity=self.severity,
-            entity=job.entity_of(self.rank) if self.rank else job.entity, start_ns=self.start_ns,
-            end_ns=now_ns, sentence=self.sentence, origin="job", evidence=self.evidence, notify=self.notify,
-        )  # fmt: skip

@@ -36,6 +36,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_RANK_UP: _ClassVar[EventKind]
     EVENT_KIND_RANK_DOWN: _ClassVar[EventKind]
     EVENT_KIND_COLLECTIVES: _ClassVar[EventKind]
+    EVENT_KIND_CHECKPOINT: _ClassVar[EventKind]
 
 class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -65,6 +66,7 @@ EVENT_KIND_HOOK: EventKind
 EVENT_KIND_RANK_UP: EventKind
 EVENT_KIND_RANK_DOWN: EventKind
 EVENT_KIND_COLLECTIVES: EventKind
+EVENT_KIND_CHECKPOINT: EventKind
 ORIGIN_UNSPECIFIED: Origin
 ORIGIN_DRIVER: Origin
 ORIGIN_KERNEL_LOG: Origin

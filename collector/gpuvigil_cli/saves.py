@@ -1,0 +1,33 @@
+"""What `gpuvigil checkpoint JOB` prints while a request goes its way: one line a state."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from gpuvigil_cli.client import Json
+from gpuvigil_cli.text import duration, markup
+
+
+def follow(console: Console, row: Json, shown: str) -> str:
+    """Print the state where it is not the one shown before; return it."""
+    state = str(row.get("state", ""))
+    if state == shown:
+        return shown
+    nodes = row.get("nodes") if isinstance(row.get("nodes"), dict) else {}
+    lines = {
+        "asked": f"asked {len(nodes or {})} nodes of job {markup(row.get('job', ''))}, "
+        f"request {markup(row.get('id', ''))}",
+        "armed": "armed on every node; the ranks agree on a step",
+        "saved": f"saved step {markup(row.get('step'))} to {markup(row.get('path', ''))}, "
+        f"{_mib(row.get('bytes'))} in {duration(_number(row.get('seconds')))}",
+    }  # fmt: skip
+    console.print(lines.get(state, f"{markup(state)}: {markup(row.get('detail') or 'no detail', 400)}"))
+    return state
+
+
+def _mib(size: object) -> str:
+    return f"{_number(size) / 2**20:.1f} MiB"
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
