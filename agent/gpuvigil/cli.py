@@ -12,6 +12,7 @@ _HELP = """gpuvigil: which node, GPU, link or job is going wrong, and why.
 
   gpuvigil scan                          health check of this node     pip install 'gpuvigil[agent]'
   gpuvigil status, jobs, incidents, ...  the fleet                     pip install 'gpuvigil[collector]'
+  gpuvigil run -- torchrun ...           a job, seen and restarted     installed
   from gpuvigil import monitor           a training loop's steps       installed"""
 _UNKNOWN = 3  # scan's exit status where it cannot judge: a missing part is no critical node
 
@@ -21,6 +22,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in _AGENT_COMMANDS:
         return _run_agent(arguments)
+    if arguments[:1] == ["run"]:
+        from gpuvigil.run import main as run_main  # noqa: PLC0415 - the daemons import this package too
+
+        return run_main(arguments[1:])
     if importlib.util.find_spec("gpuvigil_cli") is None or importlib.util.find_spec("typer") is None:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_HELP)  # noqa: T201

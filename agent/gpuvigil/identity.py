@@ -24,6 +24,7 @@ SOURCES: Dict[str, Tuple[str, ...]] = {
     "world_size": ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
     "local_world_size": ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"),
     "node_rank": ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID"),
+    "attempt": ("GPUVIGIL_ATTEMPT",),
     "restart": ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"),
 }
 _TEXT_FIELDS = {"job"}

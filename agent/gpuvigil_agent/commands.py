@@ -1,14 +1,17 @@
 """Commands of the collector: what this agent can be asked to do. An unknown verb is answered, never ignored.
 
-save  job, number   ask the job's ranks on this node for a checkpoint, those whose owner has opted in
+save     job, number   ask the job's ranks on this node for a checkpoint, those whose owner has opted in
+restart  job           ask the job's launcher on this node (`gpuvigil run`) to begin it anew
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from gpuvigil_agent.hook_intake import HookIntake
+from gpuvigil_agent.hook_peer import Refused
 from gpuvigil_agent.wire import clean
 from gpuvigil_protos import log
 from gpuvigil_protos.entity import is_valid_job
@@ -26,9 +29,10 @@ def answer(command: pb.Command, hook: HookIntake) -> pb.CommandResult:
     """Carry a command out, or say why not."""
     verb = clean(command.verb, 40)
     try:
-        if verb != "save":
+        if verb not in _VERBS:
             raise RefusedError(f"unknown verb {verb!r}")
-        outcome = _save(command, hook)
+        _check(command)
+        outcome = _VERBS[verb](command, hook)
     except RefusedError as refused:
         _log.warning("command_refused", verb=verb, reason=str(refused))
         return pb.CommandResult(id=command.id[:100], accepted=False, outcome=str(refused))
@@ -36,19 +40,33 @@ def answer(command: pb.Command, hook: HookIntake) -> pb.CommandResult:
     return pb.CommandResult(id=command.id[:100], accepted=True, outcome=outcome)
 
 
-def _save(command: pb.Command, hook: HookIntake) -> str:
-    job, number = command.arguments.get("job", ""), command.arguments.get("number", "")
-    if not is_valid_job(job):
+def _check(command: pb.Command) -> None:
+    """Check what every command has. Raises RefusedError."""
+    if not is_valid_job(command.arguments.get("job", "")):
         raise RefusedError("job: expected letters, digits and ._:+-")
-    if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < _NUMBER_MAX):
-        raise RefusedError(f"number: expected a whole number above 0, got {clean(number, 30)!r}")
     if not (command.id.isascii() and command.id.isalnum() and len(command.id) <= 32):
         raise RefusedError("id: expected at most 32 letters and digits")
     if command.deadline_ns <= time.time_ns():
         raise RefusedError("deadline_ns: it has passed")
+
+
+def _restart(command: pb.Command, hook: HookIntake) -> str:
+    try:
+        return hook.restart(command.arguments["job"], command.id)
+    except Refused as refused:
+        raise RefusedError(str(refused)) from None
+
+
+def _save(command: pb.Command, hook: HookIntake) -> str:
+    job, number = command.arguments["job"], command.arguments.get("number", "")
+    if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < _NUMBER_MAX):
+        raise RefusedError(f"number: expected a whole number above 0, got {clean(number, 30)!r}")
     asked, ranks = hook.ask_to_save(job, int(number), command.id, command.deadline_ns)
     if not ranks:
         raise RefusedError(f"no rank of job {job} runs here")
     if not asked:
         raise RefusedError(f"none of {ranks} ranks of job {job} saves on request")
     return f"armed {asked} of {ranks} ranks"
+
+
+_VERBS: Final[dict[str, Callable[[pb.Command, HookIntake], str]]] = {"save": _save, "restart": _restart}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import socket
 import time
@@ -21,9 +20,10 @@ from typing import Final
 import msgspec
 
 from gpuvigil import ring_read
-from gpuvigil_agent import hook_peer
+from gpuvigil_agent import hook_events, hook_launchers, hook_peer, hook_socket
 from gpuvigil_agent.config import Hook
-from gpuvigil_agent.event import AgentEvent, EventKind
+from gpuvigil_agent.event import AgentEvent
+from gpuvigil_agent.hook_launchers import Launchers
 from gpuvigil_agent.hook_peer import Refused, Registration
 from gpuvigil_agent.hook_rank import Clocks, Rank, Step
 from gpuvigil_agent.samplers.base import Sample
@@ -45,6 +45,7 @@ class HookIntake:
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
         self.ranks: dict[str, Rank] = {}
+        self._launchers = Launchers()
         self.refused: Counter[str] = Counter()
         self.registered = 0
         self.note = ""
@@ -54,14 +55,9 @@ class HookIntake:
         if not self._config.socket:
             return
         path = Path(self._config.socket)
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            _clear(path)
-            made.bind(str(path))
-            path.chmod(0o666)  # every user's jobs may register; who they are the kernel says
-            made.listen(64)
+            made = hook_socket.listen(path)
         except OSError as error:
-            made.close()
             self.note = f"{path}: {error.strerror or error}"
             _log.warning("hook_socket_absent", path=str(path), reason=error.strerror or str(error))
             return
@@ -101,6 +97,7 @@ class HookIntake:
     def _close(self, connection: socket.socket) -> None:
         if connection in self._open:
             self._open.discard(connection)
+            self._launchers.gone(connection)
             asyncio.get_running_loop().remove_reader(connection)
             connection.close()
 
@@ -110,6 +107,9 @@ class HookIntake:
         files: list[int] = []
         try:
             data, files = hook_peer.receive(connection)
+            if b'"launcher":' in data and not files:
+                self._launcher(connection, data)
+                return
             rank = self._register(connection, data, files) if data else None
         except Refused as refused:
             self.refused[refused.reason] += 1
@@ -150,25 +150,36 @@ class HookIntake:
             self.refused[refused.reason] += 1
             return
         if isinstance(word, hook_peer.Save):
-            self._saved(rank, word)
+            self._on_event(hook_events.saved(rank, word))
         else:
             rank.exit_said = True
 
-    def _saved(self, rank: Rank, word: hook_peer.Save) -> None:
-        """Pass on how a save went, under the name that this rank registered with."""
-        fields = {
-            "outcome": word.outcome, "step": str(word.step), "path": word.path, "bytes": str(word.size),
-            "seconds": f"{word.seconds:.3f}", "detail": word.detail, "request": word.request,
-            "job": rank.identity.job, "rank": str(rank.identity.rank), "generation": str(word.generation),
-        }  # fmt: skip
-        self._on_event(
-            AgentEvent(
-                time_ns=time.time_ns(), kind="checkpoint", origin="job", entity=rank.entity,
-                text=f"rank {rank.identity.rank} of job {rank.identity.job}: checkpoint of step {word.step} "
-                f"{word.outcome}",
-                fields={key: value for key, value in fields.items() if value},
-            )
-        )  # fmt: skip
+    def _launcher(self, connection: socket.socket, data: bytes) -> None:
+        """Take a launcher in; what it says later is read on the loop. Raises Refused."""
+        job = self._launchers.register(connection, data)
+        hook_peer.answer(connection, {"ok": True})
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(connection)
+        loop.add_reader(connection, self._launcher_says, connection, job)
+
+    def _launcher_says(self, connection: socket.socket, job: str) -> None:
+        try:
+            data, files = hook_peer.receive(connection)
+            hook_peer.close_all(files)
+            word = hook_launchers.parse(data) if data else None
+        except BlockingIOError:
+            return
+        except (OSError, Refused):
+            word = None
+        if word is None:
+            self._close(connection)
+        elif isinstance(word, hook_launchers.Parked):
+            self._on_event(hook_events.parked(job, word))
+
+    def restart(self, job: str, request: str) -> str:
+        """Have a job's launcher on this node restart it. Raises Refused."""
+        ranks = [rank for rank in self.ranks.values() if rank.identity.job == job]
+        return self._launchers.restart(job, request, {rank.peer.uid for rank in ranks})
 
     def ask_to_save(self, job: str, number: int, request: str, deadline_ns: int) -> tuple[int, int]:
         """Ask this node's ranks of a job for a checkpoint; return how many were asked, and of how many."""
@@ -249,14 +260,14 @@ class HookIntake:
         self.ranks[rank.entity] = rank
         self.registered += 1
         asyncio.get_running_loop().add_reader(rank.pidfd, self._process_ended, rank)
-        self._tell("rank_up", rank, rank.up_fields())
+        self._on_event(hook_events.life("rank_up", rank, rank.up_fields()))
 
     def _process_ended(self, rank: Rank) -> None:
         self._end(rank, "exit" if rank.exit_said else "died")
 
     def _end(self, rank: Rank, reason: str) -> None:
         """Say what became of a rank."""
-        self._tell("rank_down", rank, rank.down_fields(reason, clocks()))
+        self._on_event(hook_events.life("rank_down", rank, rank.down_fields(reason, clocks())))
         self._forget(rank)
 
     def _forget(self, rank: Rank) -> None:
@@ -264,30 +275,6 @@ class HookIntake:
         if self.ranks.get(rank.entity) is rank:
             del self.ranks[rank.entity]
         rank.close()
-
-    def _tell(self, kind: EventKind, rank: Rank, fields: dict[str, str]) -> None:
-        verb = "registered" if kind == "rank_up" else f"ended ({fields['reason']}) in step {fields['step']}"
-        self._on_event(
-            AgentEvent(
-                time_ns=time.time_ns(), kind=kind, origin="job", entity=rank.entity,
-                text=f"rank {rank.identity.rank} of job {rank.identity.job} {verb}", fields=fields,
-            )
-        )  # fmt: skip
-
-
-def _clear(path: Path) -> None:
-    """Remove the socket of an agent that is gone. Raises OSError where one listens: it keeps its ranks."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(str(path))
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass
-    raise OSError(errno.EADDRINUSE, "another agent listens there")
 
 
 def clocks() -> Clocks:

@@ -48,6 +48,7 @@ class Identity(msgspec.Struct, frozen=True):
     rank: _Count = 0
     local_rank: _Count = 0
     world_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    attempt: _Count = 0
     restart: _Count = 0
     launcher: _Word = ""
     program: _Word = ""

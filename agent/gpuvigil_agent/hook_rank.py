@@ -132,7 +132,8 @@ class Rank:
         who = self.identity
         fields = {
             "job": who.job, "rank": str(who.rank), "local_rank": str(who.local_rank),
-            "world_size": str(who.world_size), "restart": str(who.restart), "launcher": who.launcher,
+            "world_size": str(who.world_size), "restart": str(who.restart),
+            "attempt": str(who.attempt), "launcher": who.launcher,
             "program": who.program, "gpu": who.gpu, "uid": str(self.peer.uid), "pid": str(self.peer.pid),
             "generation": str(self.generation), "workload": self.peer.workload[:200],
             "on_request": who.on_request,

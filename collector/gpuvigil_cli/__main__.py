@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from gpuvigil.cli import main as dispatch
-from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity
+from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity, Json
 from gpuvigil_cli.demo.run import Options, run_demo
 from gpuvigil_cli.flight import judge_directory, show_verdict
 from gpuvigil_cli.goodput import show_goodput
@@ -144,16 +144,39 @@ def checkpoint(
 ) -> None:
     """Ask a job for a checkpoint. Status 0 saved (or asked, with --no-wait), 1 refused or not saved."""
     with _client(url, ca, cert, key) as client:
-        found = client.ask_save(job)
-        shown = "" if as_json else follow(_console(), found, "")
-        while wait and not found.get("ended_ns"):
-            time.sleep(0.5)
-            found = client.get(f"/api/v1/saves/{found['id']}")
-            shown = shown if as_json else follow(_console(), found, shown)
-    if as_json:
-        _print_json(found)
+        found = _followed(client, client.ask(job, "checkpoint"), wait=wait, as_json=as_json)
     if wait and found.get("state") != "saved":
         raise typer.Exit(1)
+
+
+@app.command()
+def restart(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A name from `gpuvigil jobs`.")],
+    url: Url = DEFAULT_URL,
+    ca: Ca = "",
+    cert: Cert = "",
+    key: Key = "",
+    force: Annotated[bool, typer.Option("--force", help="Also one that makes steps.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restart a job that hangs from its newest checkpoint, through its `gpuvigil run`. Status 1: refused."""
+    with _client(url, ca, cert, key) as client:
+        asked = client.ask(job, "restart", force=str(int(force)))
+        found = _followed(client, asked, wait=True, as_json=as_json)
+    if found.get("state") != "restarting":
+        raise typer.Exit(1)
+
+
+def _followed(client: Client, found: Json, *, wait: bool, as_json: bool) -> Json:
+    """Print a request's states until it has ended."""
+    shown = "" if as_json else follow(_console(), found, "")
+    while wait and not found.get("ended_ns"):
+        time.sleep(0.5)
+        found = client.get(f"/api/v1/saves/{found['id']}")
+        shown = shown if as_json else follow(_console(), found, shown)
+    if as_json:
+        _print_json(found)
+    return found
 
 
 @app.command()

@@ -140,13 +140,13 @@ class Client:
                 raise CliError(f"no job {job} has an account at {self.url}; see: gpuvigil jobs", 1) from None
             raise
 
-    def ask_save(self, job: str) -> Json:
-        """Ask a job for a checkpoint. Raises CliError with exit status 1 and the collector's reason."""
+    def ask(self, job: str, what: str, **query: str) -> Json:
+        """Ask a job for a checkpoint or a restart. Raises CliError, status 1, with the collector's reason."""
         if not _JOB.match(job):
             raise CliError(f"job: expected letters, digits and ._:+-, got {clean(job, 130)!r}")
-        path = f"/api/v1/jobs/{job}/checkpoint"
+        path = f"/api/v1/jobs/{job}/{what}"
         try:
-            response = self._http.post(path, headers={"X-Gpuvigil-Request": "1"}, timeout=15.0)
+            response = self._http.post(path, params=query, headers={"X-Gpuvigil-Request": "1"}, timeout=15.0)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise CliError(_unreachable(self.url, error)) from None
         if response.status_code == httpx.codes.CONFLICT:

@@ -1,4 +1,4 @@
-"""What `gpuvigil checkpoint JOB` prints while a request goes its way: one line a state."""
+"""What `gpuvigil checkpoint` and `restart` print while a request goes its way: one line a state."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def follow(console: Console, row: Json, shown: str) -> str:
     lines = {
         "asked": f"asked {len(nodes or {})} nodes of job {markup(row.get('job', ''))}, "
         f"request {markup(row.get('id', ''))}",
+        "restarting": "every launcher was asked: the attempt that runs ends, the next begins",
         "armed": "armed on every node; the ranks agree on a step",
         "saved": f"saved step {markup(row.get('step'))} to {markup(row.get('path', ''))}, "
         f"{_mib(row.get('bytes'))} in {duration(_number(row.get('seconds')))}",

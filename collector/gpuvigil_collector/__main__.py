@@ -86,7 +86,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     fleet = FleetCollector(_version(), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults)
     sources = Sources(
         view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries, registry=registry_of(fleet),
-        alive=alive, faults=faults, ask_save=pipeline.desk.ask,
+        alive=alive, faults=faults, ask=pipeline.desk.ask,
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)

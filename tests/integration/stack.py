@@ -53,14 +53,16 @@ def running(log: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
                 process.kill()
 
 
-def collector(folder: Path, grpc_port: int, web_port: int) -> contextlib.AbstractContextManager[object]:
-    """Run a collector with its state in `folder`/collector."""
+def collector(
+    folder: Path, grpc_port: int, web_port: int, *more: str
+) -> contextlib.AbstractContextManager[object]:
+    """Run a collector with its state in `folder`/collector; `more` are further arguments."""
     config = folder / "collector.toml"
     config.write_text(
         f'state_directory = "{folder}/collector"\n'
         f'[ingest]\naddress = "127.0.0.1:{grpc_port}"\n[web]\naddress = "127.0.0.1:{web_port}"\n'
     )
-    command = (sys.executable, "-m", "gpuvigil_collector", "--config", str(config))
+    command = (sys.executable, "-m", "gpuvigil_collector", "--config", str(config), *more)
     return running(folder / "collector.log", *command)
 
 

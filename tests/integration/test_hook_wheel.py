@@ -17,7 +17,8 @@ def test_the_wheel_holds_the_hook_alone_and_runs_with_nothing_else(tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     [wheel] = tmp_path.glob("gpuvigil_hook-*-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    ours = {f"gpuvigil/{path.name}" for path in (ROOT / "agent/gpuvigil").iterdir() if path.is_file()}
+    files = (path for path in (ROOT / "agent/gpuvigil").rglob("*") if path.is_file())
+    ours = {str(path.relative_to(ROOT / "agent")) for path in files if path.suffix != ".pyc"}
     assert {name for name in names if ".dist-info/" not in name} == ours
     code = (
         "from gpuvigil import monitor\n"

@@ -71,7 +71,7 @@ def job_view(job: Job, checkpoint: Saved | None, request: SaveRequest | None) ->
         nodes=tuple(sorted({rank.node for rank in job.ranks.values()})),
         ranks_up=len(living),
         ranks=job.world_size,
-        restart=job.restart,
+        restart=job.attempt + job.restart,
         began_ns=job.began_ns,
         step=None if math.isnan(first.last_step) else int(first.last_step),
         step_seconds=seconds,

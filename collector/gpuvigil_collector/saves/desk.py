@@ -12,17 +12,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Final
 
 from gpuvigil_collector.config import SaveSettings
 from gpuvigil_collector.ingest import frames
-from gpuvigil_collector.saves.request import Saved, SaveRequest, State
+from gpuvigil_collector.saves.request import Kind, Saved, SaveRequest, State
 from gpuvigil_detectors.base import FactEvent, Snapshot
 from gpuvigil_detectors.training.jobs import SECOND_NS, Job
 from gpuvigil_protos import log
 from gpuvigil_protos.entity import job_and_rank_of
 
 KEPT_MAX: Final = 1000
+_RESTART_S: Final = 30.0
 _STATES: Final[dict[str, State]] = {
     "saved": "saved", "failed": "failed", "partial": "partial", "fenced": "fenced",
     "no_space": "no_space", "unusable": "unusable",
@@ -34,6 +36,17 @@ class RefusedError(Exception):
     """A checkpoint that is not asked for; the text says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What somebody wants; answered at the next tick."""
+
+    job: str
+    by: str
+    kind: Kind
+    force: bool
+    future: Future[SaveRequest]
+
+
 class SaveDesk:
     """One thread calls `tick`; `ask` may be called by any and is answered at the next tick."""
 
@@ -41,15 +54,18 @@ class SaveDesk:
         self._settings, self._send = settings, send
         self.requests: dict[str, SaveRequest] = {}
         self.newest: dict[str, Saved] = {}
-        self._asked: deque[tuple[str, str, Future[SaveRequest]]] = deque(maxlen=KEPT_MAX)
+        self._asked: deque[_Asked] = deque(maxlen=KEPT_MAX)
         self._lock = threading.Lock()
         self._number = 0
 
-    def ask(self, job: str, by: str) -> Future[SaveRequest]:
-        """Ask for a checkpoint; the future holds the request, or RefusedError."""
+    def ask(self, job: str, by: str, kind: Kind = "save", *, force: bool = False) -> Future[SaveRequest]:
+        """Ask for a checkpoint, or a restart; the future holds the request, or RefusedError.
+
+        force: restart a job that makes steps.
+        """
         future: Future[SaveRequest] = Future()
         with self._lock:
-            self._asked.append((job, by, future))
+            self._asked.append(_Asked(job, by, kind, force, future))
         return future
 
     def tick(
@@ -70,53 +86,57 @@ class SaveDesk:
                 self._late(request, jobs.get(request.job), snapshot.now_ns)
         with self._lock:
             asked, self._asked = list(self._asked), deque(maxlen=KEPT_MAX)
-        for name, by, future in asked:
+        for one in asked:
             try:
-                future.set_result(self._begin(name, by, jobs.get(name), snapshot.now_ns, hung))
+                one.future.set_result(self._begin(one, jobs.get(one.job), snapshot.now_ns, hung))
             except RefusedError as error:
-                future.set_exception(error)
+                one.future.set_exception(error)
         while len(self.requests) > KEPT_MAX:
             del self.requests[next(iter(self.requests))]
         self.newest = {job: saved for job, saved in self.newest.items() if job in jobs}
 
-    def of_job(self, job: str) -> SaveRequest | None:
-        """The newest request of a job."""
-        mine = [request for request in self.requests.values() if request.job == job]
+    def of_job(self, job: str, kind: Kind = "save") -> SaveRequest | None:
+        """The newest request of a kind to a job."""
+        mine = [one for one in self.requests.values() if (one.job, one.kind) == (job, kind)]
         return mine[-1] if mine else None
 
-    def _begin(
-        self, name: str, by: str, job: Job | None, now_ns: int, hung: Callable[[str], bool]
-    ) -> SaveRequest:
+    def _begin(self, one: _Asked, job: Job | None, now_ns: int, hung: Callable[[str], bool]) -> SaveRequest:
         """Send a new request to the job's nodes. Raises RefusedError."""
         if job is None:
-            raise RefusedError(f"job {name}: nothing is known of it")
+            raise RefusedError(f"job {one.job}: nothing is known of it")
         if self._settings.requests == "off":
-            raise RefusedError("checkpoint requests are off (saves.requests)")
-        if len(job.living) < job.world_size:
-            raise RefusedError(f"job {name}: {len(job.living)} of {job.world_size} ranks live: all must")
-        if not all(rank.on_request == "save" for rank in job.living):
-            raise RefusedError(f"job {name}: its owner has not opted in (gpuvigil.saver.Saver in its loop)")
-        if hung(name):
-            raise RefusedError(f"job {name}: it makes no step; only ranks that progress can save")
-        before = self.of_job(name)
-        if before is not None and not before.ended:
-            raise RefusedError(f"job {name}: request {before.id} is under way")
-        wait_ns = int(self._settings.interval * SECOND_NS)
-        if before is not None and now_ns - before.asked_ns < wait_ns:
-            left = (wait_ns - (now_ns - before.asked_ns)) / SECOND_NS
-            raise RefusedError(f"job {name}: one request an interval, next in {left:.0f} s (saves.interval)")
+            raise RefusedError("requests to jobs are off (saves.requests)")
+        if one.kind == "save":
+            _check_save(job, hung(job.name))
+        elif not (one.force or hung(job.name) or len(job.living) < job.world_size):
+            raise RefusedError(f"job {job.name}: it makes steps; --force restarts it all the same")
+        self._check_pace(one, now_ns)
         self._number = max(self._number + 1, now_ns // 1_000_000)
+        seconds = self._settings.deadline if one.kind == "save" else _RESTART_S
         request = SaveRequest(
-            id=secrets.token_hex(8), number=self._number, job=name, by=by, asked_ns=now_ns,
-            deadline_ns=now_ns + int(self._settings.deadline * SECOND_NS),
-            nodes=dict.fromkeys(sorted({rank.node for rank in job.living}), ""),
+            id=secrets.token_hex(8), number=self._number, kind=one.kind, job=job.name, by=one.by,
+            asked_ns=now_ns, deadline_ns=now_ns + int(seconds * SECOND_NS),
+            nodes=dict.fromkeys(sorted({rank.node for rank in job.ranks.values()}), ""),
         )  # fmt: skip
         self.requests[request.id] = request
-        arguments = {"job": name, "number": str(request.number)}
+        arguments = {"job": job.name, "number": str(request.number)}
         for node in request.nodes:
-            self._send(frames.Command(node, request.id, "save", arguments, request.deadline_ns))
-        _log.info("checkpoint_asked", job=name, by=by, request=request.id, nodes=len(request.nodes))
+            self._send(frames.Command(node, request.id, one.kind, arguments, request.deadline_ns))
+        _log.info("asked", kind=one.kind, job=job.name, by=one.by, request=request.id)
         return request
+
+    def _check_pace(self, one: _Asked, now_ns: int) -> None:
+        """One request of a kind at a time, and one an interval. Raises RefusedError."""
+        before = self.of_job(one.job, one.kind)
+        if before is None:
+            return
+        if not before.ended:
+            raise RefusedError(f"job {one.job}: request {before.id} is under way")
+        left = self._settings.interval - (now_ns - before.asked_ns) / SECOND_NS
+        if left > 0:
+            raise RefusedError(
+                f"job {one.job}: one request an interval, next in {left:.0f} s (saves.interval)"
+            )
 
     def _answered(self, result: frames.Result, now_ns: int) -> None:
         request = self.requests.get(result.id)
@@ -126,7 +146,10 @@ class SaveDesk:
         if not result.accepted:
             self._finish(request, "refused", now_ns, f"{result.node}: {result.outcome}")
         elif all(request.nodes.values()):
-            request.state = "armed"
+            if request.kind == "restart":
+                self._finish(request, "restarting", now_ns, "every launcher was asked")
+            else:
+                request.state = "armed"
 
     def _told(self, event: FactEvent) -> None:
         """Take one rank's word on a save: rank 0 publishes, so its word is the outcome."""
@@ -172,6 +195,16 @@ class SaveDesk:
     def _finish(self, request: SaveRequest, state: State, now_ns: int, detail: str) -> None:
         request.end(state, now_ns, detail)
         _log.info("checkpoint_ended", job=request.job, request=request.id, outcome=state, detail=detail[:200])
+
+
+def _check_save(job: Job, hung: bool) -> None:
+    """Only ranks that all live and progress can save, and only where their owner lets them."""
+    if len(job.living) < job.world_size:
+        raise RefusedError(f"job {job.name}: {len(job.living)} of {job.world_size} ranks live: all must")
+    if not all(rank.on_request == "save" for rank in job.living):
+        raise RefusedError(f"job {job.name}: its owner has not opted in (gpuvigil.saver.Saver in its loop)")
+    if hung:
+        raise RefusedError(f"job {job.name}: it makes no step; only ranks that progress can save")
 
 
 def _count(text: str | None) -> int:

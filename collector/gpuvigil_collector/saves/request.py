@@ -1,26 +1,29 @@
-"""One request for a checkpoint and what has become of it, and a job's newest checkpoint."""
+"""One request to a job and what has become of it, and a job's newest checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+Kind = Literal["save", "restart"]
 State = Literal[
-    "asked", "armed", "saved", "failed", "partial", "fenced", "no_space", "unusable", "refused", "deadline"
-]
+    "asked", "armed", "saved", "failed", "partial", "fenced", "no_space", "unusable", "refused", "deadline",
+    "restarting",
+]  # fmt: skip
 _UNDER_WAY: Final = frozenset({"asked", "armed"})
 
 
 @dataclass(slots=True, kw_only=True)
 class SaveRequest:
-    """One request. by: operator, or the incident's id. nodes: what each agent answered, "" while it has not.
+    """One request. kind restart ends when every launcher has been asked. by: operator, or an incident's id.
 
-    number orders a job's requests; it is what the ranks agree on. told: rank -> its word, while none is
-    final.
+    nodes: what each agent answered, "" while it has not. number orders a job's requests; it is what the ranks
+    agree on. told: rank -> its word, while none is final.
     """
 
     id: str
     number: int
+    kind: Kind = "save"
     job: str
     by: str
     asked_ns: int

@@ -45,7 +45,7 @@ class Sources:
     registry: CollectorRegistry
     alive: Callable[[], bool]
     faults: Callable[[], list[str]]
-    ask_save: Callable[[str, str], Future[SaveRequest]]
+    ask: Callable[..., Future[SaveRequest]]
 
 
 def make_app(sources: Sources) -> Starlette:
@@ -59,9 +59,12 @@ def make_app(sources: Sources) -> Starlette:
         "/api/v1/goodput": api.goodput, "/api/v1/goodput/{job}": api.goodput_of,
         "/api/v1/incidents/{id}": api.incident, "/api/v1/ledger": api.ledger,
     }  # fmt: skip
-    ask = Route("/api/v1/jobs/{job}/checkpoint", api.ask_save, methods=["POST"])
+    asks = [
+        Route("/api/v1/jobs/{job}/checkpoint", api.ask_save, methods=["POST"]),
+        Route("/api/v1/jobs/{job}/restart", api.ask_restart, methods=["POST"]),
+    ]
     app = Starlette(
-        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()), ask],
+        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()), *asks],
         exception_handlers={
             BadQueryError: _bad_query,
             HTTPException: _http_error,
@@ -120,12 +123,20 @@ class _Api:
     def ask_save(self, request: Request) -> Response:
         """Ask a job for a checkpoint; the next tick answers. 409 with the reason where it is not asked."""
         Query.of(request.query_params.multi_items(), ())
-        future = self._sources.ask_save(request.path_params["job"], "operator")
+        return self._asked(self._sources.ask(request.path_params["job"], "operator"))
+
+    def ask_restart(self, request: Request) -> Response:
+        """Ask a job's launchers to restart it; `force=1` also one that makes steps. Answers as ask_save."""
+        query = Query.of(request.query_params.multi_items(), ("force",))
+        force = query.choice("force", ("0", "1")) == "1"
+        return self._asked(self._sources.ask(request.path_params["job"], "operator", "restart", force=force))
+
+    def _asked(self, future: Future[SaveRequest]) -> Response:
         try:
             found = future.result(timeout=_ASK_S)
         except RefusedError as refused:
             return _json(
-                {"error": {"field": "job", "expected": "a job that can save", "got": str(refused)}}, 409
+                {"error": {"field": "job", "expected": "a job that can be asked", "got": str(refused)}}, 409
             )
         except TimeoutError:
             return _json({"error": {"field": "brain", "expected": "a tick", "got": "none in time"}}, 503)

@@ -11,7 +11,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _METHODS: Final = frozenset({"GET", "HEAD"})
-_ASKS: Final = re.compile(r"/api/v1/jobs/[^/]{1,128}/checkpoint\Z")
+_ASKS: Final = re.compile(r"/api/v1/jobs/[^/]{1,128}/(?:checkpoint|restart)\Z")
 _ASK_HEADER: Final = (b"x-gpuvigil-request", b"1")
 _PATH_MAX: Final = 4000
 _HEADERS: Final = (

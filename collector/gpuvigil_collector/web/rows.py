@@ -168,7 +168,8 @@ def goodput(row: GoodputView) -> Json:
 def save(request: SaveRequest) -> Json:
     """One row of /saves: who asked for what, what each node answered, and how it ended."""
     return {
-        "id": request.id, "job": request.job, "by": request.by, "asked_ns": request.asked_ns,
+        "id": request.id, "kind": request.kind,
+        "job": request.job, "by": request.by, "asked_ns": request.asked_ns,
         "deadline_ns": request.deadline_ns, "state": request.state, "detail": request.detail,
         "nodes": dict(request.nodes), "step": request.step, "path": request.path, "bytes": request.size,
         "seconds": request.seconds, "ended_ns": request.ended_ns or None,

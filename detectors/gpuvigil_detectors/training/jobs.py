@@ -69,16 +69,33 @@ class Rank:
         return float(self.steps[-1, STEP]) if len(self.steps) else float("nan")
 
 
+@dataclass(frozen=True, slots=True)
+class SaveFault:
+    """A save that did not become whole."""
+
+    at_ns: int
+    outcome: str
+    step: str
+    detail: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """One job: its ranks by number, and how many there should be."""
+    """One job: its ranks by number, and how many there should be.
+
+    attempt counts the launcher's (`gpuvigil run`), restart those in place within one (torchrun).
+    """
 
     name: str
     world_size: int = 1
     launcher: str = ""
+    attempt: int = 0
     restart: int = 0
     began_ns: int = 0
     seen_ns: int = 0
+    parked_ns: int = 0
+    parked: str = ""
+    save_fault: SaveFault | None = None
     ranks: dict[int, Rank] = field(default_factory=dict)
 
     @property
@@ -111,6 +128,10 @@ class Jobs:
                 self._up(event)
             elif event.kind == "rank_down":
                 self._down(event)
+            elif event.kind == "checkpoint":
+                self._save(event)
+            elif event.kind == "hook" and "parked" in event.fields:
+                self._park(event)
         for rows in snapshot.steps:
             self._steps(rows, snapshot.now_ns)
         self._status(snapshot)
@@ -122,11 +143,16 @@ class Jobs:
             return
         name, number = where
         job = self.by_name.setdefault(name, Job(name=name, began_ns=event.time_ns))
-        restart = _count(event.fields.get("restart"))
+        attempt, restart = _count(event.fields.get("attempt")), _count(event.fields.get("restart"))
         old = job.ranks.get(number)
-        if restart > job.restart or (old is not None and not job.living):  # a new attempt of the whole job
-            job.restart, job.began_ns = restart, event.time_ns
+        if (attempt, restart) > (job.attempt, job.restart) or (
+            old is not None and not job.living
+        ):  # a new attempt of the whole job
+            job.attempt, job.restart, job.began_ns = attempt, restart, event.time_ns
+            for rank in job.ranks.values():  # one that still lives is an orphan of the attempt before
+                rank.ended = rank.ended or "replaced"
             job.ranks = {n: rank for n, rank in job.ranks.items() if not rank.ended}
+        job.parked, job.save_fault = "", None
         job.world_size = max(1, _count(event.fields.get("world_size")))
         job.launcher = event.fields.get("launcher", "")
         job.seen_ns = event.time_ns
@@ -140,6 +166,24 @@ class Jobs:
         if rank is not None and rank.since_ns <= event.time_ns and not rank.ended:
             rank.ended = event.fields.get("reason", "died")
             rank.ended_ns, rank.ended_phase = event.time_ns, event.fields.get("phase", "")
+
+    def _save(self, event: FactEvent) -> None:
+        """Note a save that did not become whole, until one does: rank 0's word, else whoever tells."""
+        rank = self._rank(event.node, event.entity)
+        if rank is None:
+            return
+        job, outcome = self.by_name[job_name(event.entity)], event.fields.get("outcome", "")
+        if outcome == "saved" and rank.number == 0:
+            job.save_fault = None
+        elif outcome != "saved" and (job.save_fault is None or rank.number == 0):
+            fields = event.fields
+            words = (outcome[:20], fields.get("step", "?")[:20], fields.get("detail", "")[:300])
+            job.save_fault = SaveFault(event.time_ns, *words)
+
+    def _park(self, event: FactEvent) -> None:
+        job = self.by_name.get(event.entity.partition(":")[2])
+        if job is not None and event.node in {rank.node for rank in job.ranks.values()}:
+            job.parked_ns, job.parked = event.time_ns, event.text
 
     def _rank(self, node: str, entity: str) -> Rank | None:
         where = job_and_rank_of(entity)
@@ -190,6 +234,12 @@ class Jobs:
         while len(self.by_name) > JOBS_MAX:
             oldest = min(self.by_name.values(), key=lambda job: (bool(job.living), job.seen_ns))
             del self.by_name[oldest.name]
+
+
+def job_name(entity: str) -> str:
+    """The job of a rank's entity; "" where it is none."""
+    where = job_and_rank_of(entity)
+    return where[0] if where is not None else ""
 
 
 def _count(text: str | None) -> int:

@@ -64,8 +64,8 @@ class Training:
         dead = _dead(job, now_ns)
         hung = None if dead else self._hang(job, now_ns)
         claims = (
-            dead, hung, self._slow(job), loop_faults.not_finite(job), loop_faults.spikes(job),
-            loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
+            _parked(job), _save_fault(job), dead, hung, self._slow(job), loop_faults.not_finite(job),
+            loop_faults.spikes(job), loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
         )  # fmt: skip
         return [claim for claim in claims if claim is not None]
 
@@ -153,6 +153,30 @@ def _suspect(job: Job, pace: Pace, late: Late | None) -> Claim:
         rank=late.rank if late else None,
         sentence=f"steps of job {job.name} may have become slower; not confirmed",
         evidence=Evidence(since_ns=pace.judged_ns, facts=facts_of(job, late.rank if late else None)),
+    )  # fmt: skip
+
+
+def _parked(job: Job) -> Claim | None:
+    """Say that a launcher gave up; until a rank comes up again."""
+    if not job.parked:
+        return None
+    return Claim(
+        rule="parked", fault_class="process_dead", severity="critical", start_ns=job.parked_ns,
+        sentence=f"{job.parked[:300]}; a person must look",
+        evidence=Evidence(since_ns=job.parked_ns, facts=facts_of(job, None)),
+    )  # fmt: skip
+
+
+def _save_fault(job: Job) -> Claim | None:
+    """Say that the newest save did not become whole; until one does, or a new attempt begins."""
+    fault = job.save_fault
+    if fault is None:
+        return None
+    return Claim(
+        rule=f"save_{fault.outcome}", fault_class="checkpoint_stall", severity="warning",
+        start_ns=fault.at_ns,
+        sentence=f"the checkpoint of job {job.name} at step {fault.step} is {fault.outcome}: {fault.detail}",
+        evidence=Evidence(since_ns=fault.at_ns, facts=facts_of(job, None)),
     )  # fmt: skip
 
 
