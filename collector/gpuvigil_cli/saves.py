@@ -15,7 +15,7 @@ def follow(console: Console, row: Json, shown: str) -> str:
         return shown
     nodes = row.get("nodes") if isinstance(row.get("nodes"), dict) else {}
     lines = {
-        "asked": f"asked {len(nodes or {})} nodes of job {markup(row.get('job', ''))}, "
+        "asked": f"asked {_nodes(nodes)} of job {markup(row.get('job', ''))}, "
         f"request {markup(row.get('id', ''))}",
         "restarting": "every launcher was asked: the attempt that runs ends, the next begins",
         "armed": "armed on every node; the ranks agree on a step",
@@ -26,8 +26,14 @@ def follow(console: Console, row: Json, shown: str) -> str:
     return state
 
 
+def _nodes(nodes: object) -> str:
+    count = len(nodes) if isinstance(nodes, dict) else 0
+    return f"{count} node{'' if count == 1 else 's'}"
+
+
 def _mib(size: object) -> str:
-    return f"{_number(size) / 2**20:.1f} MiB"
+    bytes_ = _number(size)
+    return f"{bytes_ / 2**20:.1f} MiB" if bytes_ >= 1 << 20 else f"{bytes_ / 1024:.1f} KiB"
 
 
 def _number(value: object) -> float:

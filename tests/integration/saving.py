@@ -24,10 +24,11 @@ class Training:
         """Start it; `more` goes into its environment."""
         run = [sys.executable, "-m", "gpuvigil.cli", "run", "--job", "saving", "--backoff", "0.2",
                "--checkpoints", str(self.directory), *options, "--"]  # fmt: skip
+        arguments = map(str, (self.directory, self.steps, self.file))
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1",
                    f"--nproc-per-node={self.ranks}", "--max-restarts=0", "--monitor-interval=0.1",
                    "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1",
-                   str(HERE / "saving_job.py"), *map(str, (self.directory, self.steps, self.file))]  # fmt: skip
+                   str(HERE / "saving_job.py"), *arguments]  # fmt: skip
         env = stack.environment() | {
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",

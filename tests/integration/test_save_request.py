@@ -74,7 +74,7 @@ def test_a_checkpoint_on_request_and_what_it_is_refused_for(tmp_path: Path) -> N
         assert made.row()["checkpoint"]["step"] == newest.step
         time.sleep(1.5)  # one request an interval
         shown = made.cli("checkpoint", "saving")
-        assert shown.returncode == 0 and "armed on every node" in shown.stdout
+        assert shown.returncode == 0 and "asked 1 node of job saving" in shown.stdout
         assert f"saved step {made.row()['checkpoint']['step']} to " in shown.stdout
         page = stack.fetch(f"http://127.0.0.1:{made.web}/metrics")
         assert 'gpuvigil_job_checkpoint_step{training_job="saving"}' in page
