@@ -39,7 +39,7 @@ class Smoothing:
 
     level: float = 0.1
     slow: float = 0.01
-    trend: float = 0.0
+    trend: float = 0.05
     scale: float = 1e-4
     season: float = 0.3
     season_bins: int = 48

@@ -15,6 +15,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import harness
+from intervals import upper_bound
 
 DEMO_LIMIT_S = 240
 
@@ -39,18 +40,6 @@ def play(seed: int) -> dict[str, object]:
         ]
         print(f"seed {seed} was not judged right:", *told, sep="\n", file=sys.stderr, flush=True)
     return json.loads(done.stdout)
-
-
-def upper_bound(failures: int, n: int) -> float:
-    """Return the 95 % one-sided upper bound of a rate (Clopper-Pearson by bisection)."""
-    from math import comb
-
-    low, high = failures / n, 1.0
-    for _ in range(60):
-        p = (low + high) / 2
-        tail = sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(failures + 1))
-        low, high = (p, high) if tail > 0.05 else (low, p)
-    return high
 
 
 def by_kind(runs: list[dict]) -> list[list[object]]:

@@ -81,7 +81,7 @@ def _sample(rows):
 class Fleet:
     """A snapshot of a large fleet whose values move a little every tick."""
 
-    events = ()
+    events = steps = ()
     nodes: dict = {}
 
     def __init__(self, nodes: int, gpus: int) -> None:
@@ -93,6 +93,7 @@ class Fleet:
             "disk": [f"disk:nvme{d}n1" for d in range(4)],
             "filesystem": ["filesystem:/", "filesystem:/scratch"],
             "interface": [f"interface:ib{i}" for i in range(9)],
+            "rank": [f"rank:j/{n}" for n in range(gpus)],
         }  # fmt: skip
         named = {kind: tuple(f"n{n}/{name}" for n in range(nodes) for name in names)
                  for kind, names in locals_of.items()}  # fmt: skip
