@@ -12,8 +12,6 @@ def tell_save(path: Path, step: int, seconds: float, request: str) -> None:
     """Tell the operator of a checkpoint that a framework has written, or has not."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    word = {"event": "save", "outcome": "saved" if size else "failed", "step": step, "request": request}
-    word.update(
-        size=size, path=str(path), rank=int(os.environ.get("RANK", "0")), generation=0, seconds=seconds
-    )
-    monitor.tell(word)
+    outcome, rank = "saved" if size else "failed", int(os.environ.get("RANK", "0"))
+    monitor.tell({"event": "save", "outcome": outcome, "step": step, "size": size, "path": str(path),
+                  "rank": rank, "generation": 0, "seconds": seconds, "request": request})  # fmt: skip

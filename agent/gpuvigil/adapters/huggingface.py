@@ -2,7 +2,6 @@
 
     from gpuvigil.adapters.huggingface import GpuvigilCallback
     Trainer(..., callbacks=[GpuvigilCallback()])
-
 A request to save sets the Trainer's own `should_save`, at one step on all ranks. Source: TrainerCallback.
 """
 
@@ -37,7 +36,7 @@ class GpuvigilCallback(TrainerCallback):
             monitor.offer("on_request", "save")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the optimizer's step; gradient accumulation lies within it."""
+        """Open the optimizer's step, with its gradient accumulation."""
         self._step = monitor.step(int(state.global_step)).__enter__()
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
