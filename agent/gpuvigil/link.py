@@ -21,6 +21,7 @@ from typing import Any, Callable, Deque, Dict, Optional
 
 from gpuvigil.identity import identity
 from gpuvigil.ring import Control, Ring
+from gpuvigil.standstill import Standstill
 
 DEFAULT_SOCKET = "/run/gpuvigil/hook.sock"
 PROTOCOL = 1
@@ -34,8 +35,12 @@ _WORDS_MAX = 64
 class Link(threading.Thread):
     """Daemon thread of one process; a forked child does not have it."""
 
-    def __init__(self, ring: Ring, control: Control, settle: Callable[[], None]) -> None:
-        """`settle` is called at each beat: values that have arrived go into their records."""
+    def __init__(
+        self, ring: Ring, control: Control, settle: Callable[[], None], last_end: Callable[[], int]
+    ) -> None:
+        """`settle` is called at each beat: values that have arrived go into their records. last_end: when the
+        newest step ended, ns of the monotonic clock.
+        """
         super().__init__(name="gpuvigil", daemon=True)
         self._ring, self._control, self._settle = ring, control, settle
         self._socket: Optional[socket.socket] = None
@@ -46,6 +51,7 @@ class Link(threading.Thread):
         self.offers: Dict[str, str] = {}
         self._again = False
         self._words: Deque[bytes] = deque(maxlen=_WORDS_MAX)
+        self._last_end, self._standstill = last_end, Standstill(self.tell)
         atexit.register(self._say_exit)
 
     def run(self) -> None:
@@ -54,6 +60,7 @@ class Link(threading.Thread):
             self._ring.beat()
             with contextlib.suppress(Exception):  # a torch that is being torn down at exit
                 self._settle()
+                self._standstill.look(self._last_end())
             try:
                 self._tend()
             except (OSError, ValueError):
@@ -111,7 +118,9 @@ class Link(threading.Thread):
 
     def tell(self, word: Dict[str, Any]) -> None:
         """Have the agent told, now or when there is one again; of what waits the newest 64 are kept."""
-        self._words.append(json.dumps(word).encode()[:_MESSAGE_MAX])
+        message = json.dumps(word).encode()
+        if len(message) <= _MESSAGE_MAX:
+            self._words.append(message)
 
     def offer(self, name: str, value: str) -> None:
         """Register anew with one more thing that this process can do."""

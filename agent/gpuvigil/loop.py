@@ -124,7 +124,7 @@ class Monitor:
             self._ring, self._control = Ring(), Control()
             self._ring.identify(identity())
             self._ring.beat()
-            self._link = Link(self._ring, self._control, self._settle)
+            self._link = Link(self._ring, self._control, self._settle, lambda: self._last_end)
             self._link.start()
             self._owner = get_ident()
         except Exception:  # noqa: BLE001 - a full /proc, no memory: the loop must run without us

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from gpuvigil_agent.event import AgentEvent, EventKind
 from gpuvigil_agent.hook_launchers import Parked
-from gpuvigil_agent.hook_peer import Save
+from gpuvigil_agent.hook_peer import Save, Standstill
 from gpuvigil_agent.hook_rank import Rank
 from gpuvigil_protos import entity
+
+_FIELD_MAX: Final = 256
 
 
 def life(kind: EventKind, rank: Rank, fields: dict[str, str]) -> AgentEvent:
@@ -32,6 +35,20 @@ def saved(rank: Rank, word: Save) -> AgentEvent:
         text=f"rank {rank.identity.rank} of job {rank.identity.job}: checkpoint of step {word.step} "
         f"{word.outcome}",
         fields={key: value for key, value in fields.items() if value},
+    )  # fmt: skip
+
+
+def standstill(rank: Rank, word: Standstill) -> AgentEvent:
+    """Where a loop stands: its frames, and one field a process group, `enqueued|started|completed|ranks`."""
+    fields = {"job": rank.identity.job, "rank": str(rank.identity.rank), "seconds": f"{word.seconds:.1f}"}
+    fields["stack"] = " < ".join(word.stack)[:_FIELD_MAX]
+    for group in word.groups:
+        numbers = (group.enqueued, group.started, group.completed)
+        told = "|".join("" if number is None else str(number) for number in numbers)
+        fields[f"group.{group.group}"] = f"{told}|{group.ranks}"
+    return AgentEvent(
+        time_ns=time.time_ns(), kind="collectives", origin="job", entity=rank.entity,
+        text=f"rank {rank.identity.rank} of job {rank.identity.job} stands still", fields=fields,
     )  # fmt: skip
 
 

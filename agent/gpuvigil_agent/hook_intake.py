@@ -151,6 +151,8 @@ class HookIntake:
             return
         if isinstance(word, hook_peer.Save):
             self._on_event(hook_events.saved(rank, word))
+        elif isinstance(word, hook_peer.Standstill):
+            self._on_event(hook_events.standstill(rank, word))
         else:
             rank.exit_said = True
 

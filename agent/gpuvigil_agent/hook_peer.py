@@ -30,6 +30,7 @@ _WORKLOAD: Final = re.compile(
 )
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+_Place = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 _Word = Annotated[str, msgspec.Meta(max_length=128)]
 
 
@@ -72,6 +73,24 @@ class Save(msgspec.Struct, frozen=True, tag_field="event", tag="save"):
     path: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     detail: Annotated[str, msgspec.Meta(max_length=400)] = ""
     request: Annotated[str, msgspec.Meta(max_length=32)] = ""
+
+
+class Group(msgspec.Struct, frozen=True):
+    """How far one process group came, as one rank tells it; None where its backend does not."""
+
+    group: Annotated[str, msgspec.Meta(max_length=40)]
+    ranks: Annotated[str, msgspec.Meta(max_length=120, pattern=r"^[0-9,/-]*$")] = ""
+    enqueued: _Place | None = None
+    started: _Place | None = None
+    completed: _Place | None = None
+
+
+class Standstill(msgspec.Struct, frozen=True, tag_field="event", tag="standstill"):
+    """A loop that stands still: for how long, where its main thread is, and its groups."""
+
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    stack: Annotated[list[Annotated[str, msgspec.Meta(max_length=80)]], msgspec.Meta(max_length=8)]
+    groups: Annotated[list[Group], msgspec.Meta(max_length=12)] = []
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -124,10 +143,10 @@ def parse(message: bytes) -> Registration:
     return found
 
 
-def parse_word(message: bytes) -> Exit | Save:
+def parse_word(message: bytes) -> Exit | Save | Standstill:
     """Check what a registered process says. Raises Refused."""
     try:
-        return msgspec.json.decode(message, type=Exit | Save)
+        return msgspec.json.decode(message, type=Exit | Save | Standstill)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise Refused("bad_word", f"word: {str(error)[:150]}") from None
 

@@ -1,25 +1,27 @@
-"""Does a job stand still, and who holds it? From steps, phases and heartbeats; no collective's own records.
+"""Whether a job stands still, and who holds it: from steps, phases, heartbeats, and its collectives' records.
 
 Stalled: no rank has ended a step for max(3 x p99 of its step gaps, 15 s), and none is in a phase that may
-take long (init, compile, eval, checkpoint). Then, in this order: ranks whose threads do not run (stopped, or
-the interpreter lock held), ranks that are steps behind the others, ranks that are in another phase than all
-the rest. What cannot be told apart is unknown, and nobody is blamed.
+take long (init, compile, eval, checkpoint). Then what the ranks say of their process groups is judged
+(standing.py, blame.py). Where they say nothing or it names nobody, in this order: ranks whose threads do not
+run (stopped, or the interpreter lock held), ranks that are steps behind the others, ranks that are in another
+phase than all the rest. What cannot be told apart is unknown, and nobody is blamed.
 Blind spots: before 20 steps there is no p99, so a hang in them is not seen, nor one inside a long phase.
-Source: formula 7 of the methods, in the form that needs no NCCL.
+Source: formula 7 of the methods.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from gpuvigil_detectors.base import Float32
+from gpuvigil_detectors.training import standing
 from gpuvigil_detectors.training.jobs import FLAGS, SECONDS, Job, Rank
 
-Kind = Literal["stopped", "host", "unknown"]
+Kind = str  # a word of progress.Kind
 FLOOR_S: Final = 15.0
 _FACTOR: Final = 3.0
 _STEPS_MIN: Final = 20
@@ -55,7 +57,7 @@ def _usual(rank: Rank) -> Float32:
     return usual
 
 
-def look(job: Job) -> Stall | None:
+def look(job: Job, now_ns: int) -> Stall | None:
     """Judge one job now; None while it moves, or while nothing can be said."""
     ranks = job.living
     allowed = limit_s(job)
@@ -64,8 +66,20 @@ def look(job: Job) -> Stall | None:
         return None
     if min(ages) <= allowed or any(rank.phase in _LONG_PHASES for rank in ranks):
         return None
-    kind, culprits, why = _blame(ranks)
+    kind, culprits, why = _by_collectives(ranks, now_ns) or _blame(ranks)
+    where = standing.stacks((rank.number, rank.standing) for rank in ranks)
+    why = f"{why}; {where}" if where else why
     return Stall(seconds=min(ages), limit_s=allowed, kind=kind, culprits=culprits, why=why)
+
+
+def _by_collectives(ranks: list[Rank], now_ns: int) -> tuple[Kind, tuple[int, ...], str] | None:
+    """What the ranks' own records of collectives say; None where they say nothing, or nobody can be named."""
+    found = standing.blame(
+        ((rank.number, rank.standing, rank.heartbeat_age_s > _HEARTBEAT_S) for rank in ranks), now_ns
+    )
+    if found is None or not found.culprits:
+        return None
+    return found.kind, found.culprits, found.sentence
 
 
 def _blame(ranks: list[Rank]) -> tuple[Kind, tuple[int, ...], str]:

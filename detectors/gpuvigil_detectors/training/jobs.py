@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from gpuvigil_detectors.base import FactEvent, Float32, Int64, Snapshot, StepRows
+from gpuvigil_detectors.training import standing
 from gpuvigil_protos.entity import job_and_rank_of
 
 SECOND_NS: Final = 1_000_000_000
@@ -59,6 +60,7 @@ class Rank:
     step_age_s: float = float("nan")
     phase: float = float("nan")
     memory_bytes: float = float("nan")
+    standing: standing.Standing | None = None
     memory_past: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY_KEPT))
     end_ns: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     steps: Float32 = field(default_factory=lambda: np.empty((0, len(COLUMNS)), np.float32))
@@ -128,6 +130,10 @@ class Jobs:
                 self._up(event)
             elif event.kind == "rank_down":
                 self._down(event)
+            elif event.kind == "collectives":
+                rank = self._rank(event.node, event.entity)
+                if rank is not None:
+                    rank.standing = standing.read(event)
             elif event.kind == "checkpoint":
                 self._save(event)
             elif event.kind == "hook" and "parked" in event.fields:

@@ -70,7 +70,7 @@ class Training:
         return [claim for claim in claims if claim is not None]
 
     def _hang(self, job: Job, now_ns: int) -> Claim | None:
-        stall = hang.look(job)
+        stall = hang.look(job, now_ns)
         if stall is None:
             self._stalls.pop(job.name, None)
             return None
