@@ -10,10 +10,13 @@ BUF_VERSION := 1.75.0
 PY := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-train test-gpu check lint types imports protos generate bench ci soak clean
+.PHONY: demo demo-train test test-train test-gpu check lint types imports protos generate bench ci soak clean
 
 demo: $(VENV)/.demo  ## A simulated fleet with faults, watched by the real agent and collector
 	@$(VENV)/bin/gpuvigil demo $(ARGS)
+
+demo-train: $(VENV)/.train  ## As demo, with a real training job that is slowed, stopped, killed and resumed
+	@$(VENV)/bin/gpuvigil demo --training $(ARGS)
 
 test: $(VENV)/.dev  ## Every suite that this machine can run; names those that it cannot
 	@$(PY) -m pytest $(ARGS)

@@ -22,6 +22,7 @@ from rich.console import Console
 from gpuvigil.cli import main as dispatch
 from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity, Json
 from gpuvigil_cli.demo.run import Options, run_demo
+from gpuvigil_cli.demo.training import available as can_train
 from gpuvigil_cli.flight import judge_directory, show_verdict
 from gpuvigil_cli.goodput import show_goodput
 from gpuvigil_cli.saves import follow
@@ -243,10 +244,17 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the faults and of the simulated hardware.")] = 1,
     scenario: Annotated[Path | None, typer.Option(help="A scenario file to play instead.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="And a real training job; needs torch.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Try it out: a collector, this machine's agent and simulated nodes with faults, in under 3 minutes."""
-    options = Options(nodes=nodes, gpus=gpus, seed=seed, scenario=scenario, keep=keep, as_json=as_json)
+    if training and not can_train():
+        raise CliError("--training: expected torch to be installed: make demo-train, or pip install torch")
+    options = Options(
+        nodes=nodes, gpus=gpus, seed=seed, scenario=scenario, keep=keep, as_json=as_json, training=training
+    )
     raise typer.Exit(run_demo(options))
 
 

@@ -80,12 +80,15 @@ class Children:
 
     def start(self, name: str, module: str, config: Path) -> Child:
         """Run `python -m module --config config` in the config's own directory, out of reach of Ctrl-C."""
-        log = config.with_suffix(".log")
+        return self.run(name, ["-m", module, "--config", str(config)], config.with_suffix(".log"), {})
+
+    def run(self, name: str, arguments: list[str], log: Path, more: dict[str, str]) -> Child:
+        """Run Python with arguments in the log's own directory; `more` goes into its environment."""
         with log.open("wb") as output, _held_signals():
             process = subprocess.Popen(
-                [sys.executable, "-m", module, "--config", str(config)],
-                cwd=config.parent,
-                env=self._environment,
+                [sys.executable, *arguments],
+                cwd=log.parent,
+                env=self._environment | more,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -22,6 +22,9 @@ from gpuvigil_cli.demo.children import Children
 from gpuvigil_cli.demo.layout import Layout
 from gpuvigil_cli.demo.match import as_json
 from gpuvigil_cli.demo.screen import Screen
+from gpuvigil_cli.demo.training import FAULTS as TRAINING_FAULTS
+from gpuvigil_cli.demo.training import LAST_S as TRAINING_LAST_S
+from gpuvigil_cli.demo.training import TrainingJob
 from gpuvigil_cli.demo.watch import Watch
 from gpuvigil_cli.text import clean
 from gpuvigil_protos.settings import parse_seconds
@@ -43,6 +46,7 @@ class Options:
     scenario: Path | None
     keep: bool
     as_json: bool
+    training: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,31 +90,40 @@ def _play(options: Options, screen: Screen, place: Layout, children: Children, c
     _start_collector(screen, place, children, client)
     start_ns = _start_fleet(options, screen, place, children, scenario)
     _wait_until_up(options, screen, children, client)
+    job = TrainingJob(place, client, screen, start_ns) if options.training else None
+    if job is not None:
+        job.start(children)
+        plan = Plan(
+            faults=plan.faults + TRAINING_FAULTS,
+            first_s=plan.first_s,
+            last_s=max(plan.last_s, TRAINING_LAST_S),
+        )
     first_in = start_ns / 1e9 + plan.first_s - time.time()
     screen.say(
         f"warm-up: rules learn this fleet's normal, the first fault comes in {first_in:.0f} s; "
         "forest and forecast join after about 2 min"
     )
-    watch = Watch(place, names(options.nodes), client, screen)
-    _watch_until_judged(plan, start_ns, screen, children, watch)
-    return _finish(options, screen, place, children, watch)
+    watch = Watch(place, names(options.nodes), client, screen, [job.truth] if job is not None else [])
+    _watch_until_judged(plan, start_ns, screen, children, watch, job)
+    return _finish(options, screen, place, children, watch, job)
 
 
-def _finish(options: Options, screen: Screen, place: Layout, children: Children, watch: Watch) -> int:
+def _finish(
+    options: Options, screen: Screen, place: Layout, children: Children, watch: Watch, job: TrainingJob | None
+) -> int:
     outcome = watch.outcome
     screen.result(outcome, place.urls)
     if options.as_json:
-        seconds = screen.elapsed()
-        print(
-            json.dumps(as_json(outcome, nodes=options.nodes, gpus=options.gpus, seconds=seconds)), flush=True
-        )
+        found = as_json(outcome, nodes=options.nodes, gpus=options.gpus, seconds=screen.elapsed())
+        print(json.dumps(found | ({"resumed": job.resumed} if job is not None else {})), flush=True)
     if options.keep:
         screen.say(f"left running; gpuvigil status --url {place.url}; Ctrl-C ends it")
         with suppress(KeyboardInterrupt):
             while True:
                 children.check()
                 time.sleep(POLL_SECONDS)
-    return 0 if outcome.good else 1
+    again = job is None or len(job.resumed) == job.stops
+    return 0 if outcome.good and again else 1
 
 
 def names(nodes: int) -> list[str]:
@@ -182,11 +195,15 @@ def _poll(done: Callable[[], bool], what: str, children: Children) -> None:
         time.sleep(POLL_SECONDS / 2)
 
 
-def _watch_until_judged(plan: Plan, start_ns: int, screen: Screen, children: Children, watch: Watch) -> None:
+def _watch_until_judged(
+    plan: Plan, start_ns: int, screen: Screen, children: Children, watch: Watch, job: TrainingJob | None
+) -> None:
     """Look twice a second until every fault has been set and judged, and things stayed calm a while."""
     while True:
         children.check()
         _look(watch, children)
+        if job is not None:
+            job.look()
         now_ns = time.time_ns()
         screen.status(watch.summary(plan.faults, (start_ns / 1e9 + plan.last_s) - now_ns / 1e9))
         if len(watch.faults) >= plan.faults and now_ns > watch.judged_ns() + SETTLE_SECONDS * 1e9:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpuvigil_cli.client import Client, Json
@@ -13,10 +14,13 @@ from gpuvigil_cli.demo.screen import Screen
 class Watch:
     """What was broken and what was found, so far."""
 
-    def __init__(self, place: Layout, nodes: list[str], client: Client, screen: Screen) -> None:
+    def __init__(
+        self, place: Layout, nodes: list[str], client: Client, screen: Screen, more: Iterable[Path] = ()
+    ) -> None:
+        """`more` are truth files beside those of the simulated nodes."""
         self.faults: list[Fault] = []
         self.outcome = Outcome(verdicts=(), false_alarms=())
-        self._files = [truth_file(place, node) for node in nodes]
+        self._files = [*(truth_file(place, node) for node in nodes), *more]
         self._client = client
         self._screen = screen
         self._limit = load_limits()

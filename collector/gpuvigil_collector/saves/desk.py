@@ -119,6 +119,8 @@ class SaveDesk:
             nodes=dict.fromkeys(sorted({rank.node for rank in job.ranks.values()}), ""),
         )  # fmt: skip
         self.requests[request.id] = request
+        if one.kind == "restart":
+            job.restart_asked_ns = now_ns
         arguments = {"job": job.name, "number": str(request.number)}
         for node in request.nodes:
             self._send(frames.Command(node, request.id, one.kind, arguments, request.deadline_ns))

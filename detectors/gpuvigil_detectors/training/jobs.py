@@ -97,6 +97,7 @@ class Job:
     seen_ns: int = 0
     parked_ns: int = 0
     parked: str = ""
+    restart_asked_ns: int = 0
     save_fault: SaveFault | None = None
     ranks: dict[int, Rank] = field(default_factory=dict)
 

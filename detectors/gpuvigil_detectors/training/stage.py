@@ -20,6 +20,7 @@ from gpuvigil_detectors.training.slow import Late, Pace, Slowness
 _VERDICT_LOOKS: Final = 5  # ticks in a row that blame the same ranks make a suspicion a verdict
 _DEAD_KEPT_NS: Final = 600 * SECOND_NS
 _ENDED_KEPT_NS: Final = 60 * SECOND_NS
+_RESTART_NS: Final = 60 * SECOND_NS  # ranks that end so soon after a restart was asked for
 _TOGETHER_NS: Final = SECOND_NS // 2  # ranks that die so near to each other were ended, as by scancel
 _VERIFIED: Final = 1.10  # slower by this share is what an owner is told of
 _DATA_PHASE: Final = 1.0
@@ -188,6 +189,8 @@ def _dead(job: Job, now_ns: int) -> Claim | None:
         return None
     first = dead[0]
     spread_ns = dead[-1].ended_ns - first.ended_ns
+    if 0 <= first.ended_ns - job.restart_asked_ns <= _RESTART_NS:
+        return None  # a person has asked for it
     together = len(dead) > 1 and not job.living and spread_ns <= _TOGETHER_NS
     step = "before its first step" if math.isnan(first.last_step) else f"after step {first.last_step:.0f}"
     sentence = (

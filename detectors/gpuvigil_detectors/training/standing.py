@@ -64,7 +64,8 @@ def ranks_of(text: str) -> tuple[int, ...]:
 
 def blame(living: Iterable[tuple[int, Standing | None, bool]], now_ns: int) -> Blame | None:
     """Judge a job's ranks: (number, word, whether its threads stand still). None: too few have spoken."""
-    rows, members = [], {}
+    rows: list[RankProgress] = []
+    members: dict[str, tuple[int, ...]] = {}
     spoke = 0
     for number, word, stopped in living:
         fresh = word is not None and now_ns - word.at_ns <= FRESH_NS
