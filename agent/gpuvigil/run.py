@@ -28,6 +28,7 @@ from gpuvigil.identity import identity
 from gpuvigil.launcher_link import LauncherLink
 
 PARKED = 75  # EX_TEMPFAIL: a person must look
+_NOT_FOUND = 127
 _GRACE_S = 10.0
 _BACKOFF_MAX_S = 1800.0
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -144,7 +145,12 @@ class Supervisor:
         environment["GPUVIGIL_ATTEMPT"] = str(attempt)
         if attempt:
             self._say("attempt %d, from step %d" % (attempt + 1, self._newest()))
-        self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
+        try:
+            self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
+        except OSError as error:
+            self._say("%s: %s" % (self._command[0], error.strerror))
+            self._stopping = True
+            return _NOT_FOUND
         while True:
             try:
                 status = self._process.wait(0.2)

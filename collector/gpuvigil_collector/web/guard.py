@@ -1,10 +1,12 @@
 """The outermost layer of every request: bounded paths, strict headers, and reading only, but for one thing.
 
-A POST asks a job for a checkpoint. It needs a header that no page of another origin can send.
+A POST asks a job for a checkpoint or a restart. It needs a header that no page of another origin can send,
+and in plain text a Host that is an address: a name that was pointed here by others is refused.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
@@ -44,12 +46,25 @@ class Guard:
         asks = scope["method"] == "POST" and _ASKS.match(scope["path"]) is not None
         if asks and _ASK_HEADER not in scope["headers"]:
             await _refuse(guarded, 403, b"X-Gpuvigil-Request", b"1", [])
+        elif asks and scope.get("scheme") != "https" and not _is_address(scope["headers"]):
+            await _refuse(guarded, 403, b"Host", b"an address or localhost", [])
         elif scope["method"] not in _METHODS and not asks:
             await _refuse(guarded, 405, b"method", b"GET or HEAD", [(b"allow", b"GET, HEAD")])
         elif len(scope["path"]) + len(scope["query_string"]) > _PATH_MAX:
             await _refuse(guarded, 414, b"path", b"at most 4000 characters", [])
         else:
             await self._app(scope, receive, guarded)
+
+
+def _is_address(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Tell whether the request was sent to an address, and not to a name that anyone may point here."""
+    host = next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost"
+    return True
 
 
 async def _refuse(
