@@ -26,6 +26,7 @@ from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.reload import Reloader
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.service import BrainFailedError, Service
 from gpuvigil_collector.store import Store
 from gpuvigil_collector.web.app import Sources, make_app
@@ -131,6 +132,7 @@ def _pipeline(
     learned = None
     if config.detection.statistical:
         learned = _learned(config.detection, state / "learned.model")
+    desk = SaveDesk(config.saves, send)
     books = Books(state / "goodput.json")
     books.load()
     return Pipeline(
@@ -139,7 +141,8 @@ def _pipeline(
         rules=rules,
         training=Training(),
         books=books,
-        desk=SaveDesk(config.saves, send),
+        desk=desk,
+        foresight=Foresight(desk) if config.saves.requests == "auto" else None,
         learned=learned,
         tracker=tracker,
         journal=journal,

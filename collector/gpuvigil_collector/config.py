@@ -69,12 +69,13 @@ class Tick(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
 
 
 class SaveSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """Checkpoints on request, of jobs that have opted in. requests: off, or operator (a person asks).
+    """Checkpoints on request, of jobs that have opted in. requests: off, operator (a person asks), or auto
+    (and hardware that begins to fail under a job).
 
     interval: between two requests to one job; deadline: how long a save may take before it is given up.
     """
 
-    requests: Literal["off", "operator"] = "operator"
+    requests: Literal["off", "operator", "auto"] = "operator"
     interval: Seconds = Seconds(60)
     deadline: Seconds = Seconds(600)
 

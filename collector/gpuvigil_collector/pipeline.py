@@ -22,6 +22,7 @@ from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
 from gpuvigil_detectors.training.stage import Training
@@ -81,6 +82,7 @@ class Pipeline:
     training: Training
     books: Books
     desk: SaveDesk
+    foresight: Foresight | None
     learned: Learned | None
     tracker: Tracker
     journal: Journal
@@ -127,6 +129,8 @@ class Pipeline:
 
     def _save(self, tick: Tick) -> None:
         jobs = self.training.jobs.by_name
+        if self.foresight is not None:
+            self.foresight.tick(self.tracker.open.values(), jobs.values())
         self.desk.tick(tick.snapshot, jobs, self.store.results(), self.training.hung)
 
     def _account(self, _tick: Tick) -> None:

@@ -20,6 +20,7 @@ from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.training.stage import Training
@@ -97,10 +98,11 @@ class Rig:
         self.structural, self.rules, self.statistical = Says("structural"), Says("rules"), Says("statistical")
         self.store, self.counts = FakeStore(self.fleet), Counts()
         self.sent = []
+        desk = SaveDesk(SaveSettings(requests="auto"), self.sent.append)
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
         self.pipeline = Pipeline(
             store=self.store, structural=self.structural, rules=self.rules, training=Training(),
-            books=Books(directory / "goodput.json"), desk=SaveDesk(SaveSettings(), self.sent.append),
+            books=Books(directory / "goodput.json"), desk=desk, foresight=Foresight(desk),
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
             retire=Retire(self.store, 7 * 86_400),

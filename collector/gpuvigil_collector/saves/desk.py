@@ -90,6 +90,7 @@ class SaveDesk:
             try:
                 one.future.set_result(self._begin(one, jobs.get(one.job), snapshot.now_ns, hung))
             except RefusedError as error:
+                _log.info("not_asked", kind=one.kind, job=one.job, by=one.by, reason=str(error)[:200])
                 one.future.set_exception(error)
         while len(self.requests) > KEPT_MAX:
             del self.requests[next(iter(self.requests))]
