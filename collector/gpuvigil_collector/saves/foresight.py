@@ -14,10 +14,12 @@ from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_detectors.training.jobs import Job
 from gpuvigil_protos.entity import gpu_uuid_of
 
-CLASSES: Final = frozenset({
-    "ecc_corrected_growth", "row_remap_pending", "row_remap_failure", "thermal", "power_brake",
-    "nvlink_errors", "pcie_downgrade", "pcie_errors", "nic_flap", "nic_degraded", "disk_failing", "repeat_offender",
-})  # fmt: skip
+CLASSES: Final = frozenset(
+    {
+        "ecc_corrected_growth", "row_remap_pending", "row_remap_failure", "thermal", "power_brake",
+        "nvlink_errors", "pcie_downgrade", "pcie_errors", "nic_flap", "nic_degraded", "disk_failing",
+    }
+)  # fmt: skip
 _KEPT_MAX: Final = 10_000
 
 
