@@ -168,3 +168,23 @@ def test_zero_code_by_the_optimizers_hook(tmp_path: Path) -> None:
 def test_adapters_are_short() -> None:
     folder = Path(__file__).resolve().parents[2] / "agent/gpuvigil/adapters"
     assert all(len(path.read_text().splitlines()) < 80 for path in folder.glob("*.py"))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_plain_ddp_and_fsdp_save_by_torchs_own_checkpoint_and_go_on_from_it(
+    tmp_path: Path, kind: str
+) -> None:
+    def train(steps: int, folder: str) -> list[tuple[int, float]]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2",
+                   "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1",
+                   str(Path(__file__).parent / "sharded_job.py"), kind, str(tmp_path / folder),
+                   str(steps)]  # fmt: skip
+        env = environment() | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+    whole = train(12, "whole")
+    assert [step for step, _ in whole] == list(range(12))
+    assert train(8, "parts") == whole[:8]
+    assert train(12, "parts") == whole[5:], "from the checkpoint of step 4, to the same losses"
