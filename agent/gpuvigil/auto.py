@@ -16,6 +16,7 @@ import sys
 from types import ModuleType
 from typing import Any, Optional, Sequence
 
+from gpuvigil.handles import Step
 from gpuvigil.loop import Monitor, monitor
 
 _MODULE = "torch.optim.optimizer"
@@ -23,25 +24,26 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 class Optimizers:
-    """Ends a step at each step of one optimizer: the first that stepped, the others belong to it."""
+    """Ends a step at each step of one optimizer: the first that stepped, the others belong to it.
+
+    What comes before its first step is set-up and no step.
+    """
 
     def __init__(self, to: Monitor) -> None:
         self._monitor = to
         self._first: Optional[int] = None
         self._step: Any = None
 
-    def begin(self) -> None:
-        """Open the first step; what came before it is set-up."""
-        if self._step is None:
-            self._step = self._monitor.step().__enter__()
-
     def stepped(self, optimizer: Any, *_: Any) -> None:
-        """Take one call of torch's hook."""
+        """Take one call of torch's hook; a loop that uses the monitor itself knows better."""
+        if self._monitor.by_hand:
+            return
         if self._first is None:
             self._first = id(optimizer)
-        if id(optimizer) == self._first and self._step is not None:
-            self._step.__exit__(None, None, None)
-            self._step = self._monitor.step().__enter__()
+        if id(optimizer) == self._first:
+            if self._step is not None:
+                self._step.__exit__(None, None, None)
+            self._step = Step(self._monitor).__enter__()
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -79,9 +81,7 @@ def register(module: Any) -> None:
     """Register with torch's optimizers; a torch without the hook leaves the job unseen, and runs."""
     hook = getattr(module, "register_optimizer_step_post_hook", None)
     if hook is not None:
-        optimizers = Optimizers(monitor)
-        hook(optimizers.stepped)
-        optimizers.begin()
+        hook(Optimizers(monitor).stepped)
 
 
 def install() -> None:

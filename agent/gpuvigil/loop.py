@@ -37,7 +37,7 @@ class Monitor:
 
     __slots__ = (
         "_began", "_broken", "_control", "_empty_step", "_flags", "_held", "_last_end", "_link", "_micro",
-        "_numbers", "_owner", "_ring", "_since", "_stack", "_step_number", "_values",
+        "_numbers", "_owner", "_ring", "_since", "_stack", "_step_number", "_values", "by_hand",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -48,6 +48,7 @@ class Monitor:
         self._control: Optional[Control] = None
         self._link: Optional[Link] = None
         self._broken = False
+        self.by_hand = False  # whether the loop itself says where its steps are
         self._owner = 0
         self._step_number = -1
         self._began = self._last_end = self._since = 0
@@ -65,6 +66,7 @@ class Monitor:
 
         number: the loop's own count where it resumes from a checkpoint; else it goes on by one.
         """
+        self.by_hand = True
         if number is not None:
             if isinstance(number, int) and 0 <= number < 1 << 53:
                 self._step_number = number - 1

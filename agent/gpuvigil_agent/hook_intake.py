@@ -31,6 +31,7 @@ from gpuvigil_protos import log
 
 WITHIN_S: Final = 2.0
 _CONNECTIONS_MAX: Final = 128
+_LEFT_MAX: Final = 1000
 _MESSAGES_MAX, _MESSAGES_S = 100, 60.0
 _log = log.get("hook")
 
@@ -46,6 +47,7 @@ class HookIntake:
         self._open: set[socket.socket] = set()
         self.ranks: dict[str, Rank] = {}
         self._launchers = Launchers()
+        self._left: list[tuple[str, Step]] = []  # steps of ranks that ended since the last reading
         self.refused: Counter[str] = Counter()
         self.registered = 0
         self.note = ""
@@ -194,7 +196,7 @@ class HookIntake:
         """Read every rank once: how it is now, and the steps that it ended since the last call."""
         now = clocks()
         samples: list[Sample] = []
-        steps: list[tuple[str, Step]] = []
+        steps, self._left = self._left, []
         for rank in list(self.ranks.values()):
             samples += rank.sample(now)
             steps += [(rank.entity, step) for step in rank.steps(now)]
@@ -268,8 +270,10 @@ class HookIntake:
         self._end(rank, "exit" if rank.exit_said else "died")
 
     def _end(self, rank: Rank, reason: str) -> None:
-        """Say what became of a rank."""
-        self._on_event(hook_events.life("rank_down", rank, rank.down_fields(reason, clocks())))
+        """Say what became of a rank; its ring outlives it, so its last steps are read now."""
+        now = clocks()
+        self._on_event(hook_events.life("rank_down", rank, rank.down_fields(reason, now)))
+        self._left = [*self._left, *((rank.entity, step) for step in rank.steps(now))][-_LEFT_MAX:]
         self._forget(rank)
 
     def _forget(self, rank: Rank) -> None:

@@ -160,7 +160,11 @@ def test_keras(tmp_path: Path) -> None:
 
 def test_zero_code_by_the_optimizers_hook(tmp_path: Path) -> None:
     run = (sys.executable, "-m", "gpuvigil.cli", "run", "--")
-    assert ran(ZERO_CODE, tmp_path, *run) == "20"
+    assert ran(ZERO_CODE, tmp_path, *run) == "19", "what comes before the first is set-up"
+    by_hand = ZERO_CODE.replace(
+        "for _ in range(20):\n", "from gpuvigil import monitor\nfor _ in range(20):\n  with monitor.step():\n"
+    )
+    assert ran(by_hand, tmp_path, *run) == "20", "a loop with its own steps is not counted twice"
     plain = ran(ZERO_CODE.replace("monitor._ring._map, 0, monitor._ring.written", "b'', 0, 0"), tmp_path)
     assert plain == "0", "without the launcher nothing is watched"
 

@@ -156,6 +156,7 @@ class Jobs:
             old is not None and not job.living
         ):  # a new attempt of the whole job
             job.attempt, job.restart, job.began_ns = attempt, restart, event.time_ns
+            job.restart_asked_ns = 0
             for rank in job.ranks.values():  # one that still lives is an orphan of the attempt before
                 rank.ended = rank.ended or "replaced"
             job.ranks = {n: rank for n, rank in job.ranks.items() if not rank.ended}

@@ -20,7 +20,7 @@ from gpuvigil_detectors.training.jobs import DATA, FLAGS, FORWARD, SECONDS, STEP
 
 _NEWEST: Final = 7
 _ROUNDS_MAX: Final = 60  # steps of one job in one tick; the agent sends 50
-_LATE: Final = 1.10  # a rank's own time over the others' median
+_LATE: Final = 1.05  # a rank's own time over the others' median
 _UNUSUAL: Final = 1 | 8 | 16  # first step, evaluation, checkpoint
 
 
@@ -97,7 +97,7 @@ class Late:
 
 
 def late_rank(job: Job) -> Late | None:
-    """Find the one rank whose own time (data and forward) is 10 % over the others' in the newest steps.
+    """Find the one rank whose own time (data and forward) is 5 % over the others' in the newest steps.
 
     None: no phases, too few ranks, or no single one.
     """

@@ -63,7 +63,8 @@ class Training:
 
     def _judge(self, job: Job, now_ns: int) -> list[Claim]:
         dead = _dead(job, now_ns)
-        hung = None if dead else self._hang(job, now_ns)
+        ending = 0 <= now_ns - job.restart_asked_ns <= _RESTART_NS  # what hangs now has been dealt with
+        hung = None if dead or ending else self._hang(job, now_ns)
         claims = (
             _parked(job), _save_fault(job), dead, hung, self._slow(job), loop_faults.not_finite(job),
             loop_faults.spikes(job), loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
