@@ -31,11 +31,40 @@ def fault(kind: str, rank: int, step: int) -> bool:
     return (KIND, int(AT_RANK), int(AT_STEP)) == (kind, rank, step)
 
 
+def suffer(rank: int, step: int) -> None:
+    """Die, stop or hang where that is due between two steps."""
+    if fault("kill", rank, step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault("stop", rank, step):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if fault("hang", rank, step):
+        time.sleep(3600)
+
+
+def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> torch.Tensor:
+    """Make one step on this rank's share of the data; return the sum of all ranks' losses."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    with monitor.step(step) as s:
+        data = torch.Generator().manual_seed(1000 * step + rank)
+        inputs = torch.randn(16, 8, generator=data)
+        loss = (model(inputs) - inputs.sum(1, keepdim=True)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter in model.parameters():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= size
+        optimizer.step()
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        s.log(loss=total / size, tokens=16)
+    return total
+
+
 def main() -> None:
     """Train, save, and write down each step's loss to the last bit."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, size = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     torch.manual_seed(0)
     model = torch.nn.Linear(8, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -59,29 +88,12 @@ def main() -> None:
     saver = Saver(DIRECTORY, save, every=5, interval=int(os.environ.get("SAVE_EVERY", "0")), timeout_s=20)
     for step in range(saver.resume(load), STEPS):
         now[0] = step
-        with monitor.step(step) as s:
-            data = torch.Generator().manual_seed(1000 * step + rank)
-            inputs = torch.randn(16, 8, generator=data)
-            loss = (model(inputs) - inputs.sum(1, keepdim=True)).pow(2).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            for parameter in model.parameters():
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= size
-            optimizer.step()
-            total = loss.detach().clone()
-            dist.all_reduce(total)
-            s.log(loss=total / size, tokens=16)
+        total = train_step(model, optimizer, step)
         if rank == 0:
             with LOSSES.open("a") as file:
                 file.write(f"{step} {float(total).hex()}\n")
         time.sleep(STEP_S)
-        if fault("kill", rank, step):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fault("stop", rank, step):
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if fault("hang", rank, step):
-            time.sleep(3600)
+        suffer(rank, step)
         outcome = saver.step(step)
         if outcome is not None and outcome.word == "saved" and fault("corrupt", rank, step):
             newest = Path(outcome.path) / "rank0.pt"

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
-from gpuvigil.adapters import tell_save
+from gpuvigil.adapters import base_class, tell_save
 from gpuvigil.agreement import Agreement, Peers
 from gpuvigil.loop import monitor
+
+TrainerCallback: Any = base_class("TrainerCallback", "transformers")
 
 
 class GpuvigilCallback(TrainerCallback):

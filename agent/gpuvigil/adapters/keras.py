@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Dict, Optional
 
-import keras
-
+from gpuvigil.adapters import base_class
 from gpuvigil.loop import monitor
 
+Callback: Any = base_class("Callback", "keras.callbacks")
 
-class GpuvigilCallback(keras.callbacks.Callback):
+
+class GpuvigilCallback(Callback):
     """One a `fit`."""
 
     def __init__(self) -> None:

@@ -12,14 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-try:
-    from lightning.pytorch import Callback
-except ImportError:
-    from pytorch_lightning import Callback  # type: ignore[assignment]
-
-from gpuvigil.adapters import tell_save
+from gpuvigil.adapters import base_class, tell_save
 from gpuvigil.agreement import Agreement, Peers
 from gpuvigil.loop import monitor
+
+Callback: Any = base_class("Callback", "lightning.pytorch", "pytorch_lightning")
 
 
 class GpuvigilCallback(Callback):

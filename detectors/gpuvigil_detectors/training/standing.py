@@ -16,7 +16,7 @@ from gpuvigil_detectors.training.blame import judge
 from gpuvigil_detectors.training.progress import Blame, GroupProgress, RankProgress
 
 FRESH_NS: Final = 25_000_000_000  # ranks say it every 10 s
-RANKS_MAX: Final = 65_536
+RANKS_MAX: Final = 1 << 16
 _RANGE: Final = re.compile(r"(\d{1,6})(?:-(\d{1,6})(?:/(\d{1,6}))?)?\Z")
 _PREFIX: Final = "group."
 _WAITING: Final = re.compile(
