@@ -70,19 +70,26 @@ class Service:
 
     async def _serve(self, first: Received, context: _Context) -> None:
         session = self._open(first, context)
-        writer = asyncio.create_task(_write(session, context))
         try:
+            # first and alone: a command may wait already, and a stream takes one write at a time
             await context.write(session.welcome(self._name, SCHEMA_VERSION))
-            await self._receive(session, context)
+            await self._converse(session, context)
         except asyncio.CancelledError:
             if session.ending is None:
                 raise
             raise session.ending from None
         finally:
+            self._close(session)
+
+    async def _converse(self, session: Session, context: _Context) -> None:
+        """Receive until the stream ends; meanwhile write what falls due."""
+        writer = asyncio.create_task(_write(session, context))
+        try:
+            await self._receive(session, context)
+        finally:
             writer.cancel()
             with contextlib.suppress(asyncio.CancelledError, grpc.aio.BaseError):
                 await writer
-            self._close(session)
 
     def _open(self, first: Received, context: _Context) -> Session:
         received_ns = time.time_ns()
