@@ -7,6 +7,8 @@ number, so all act at one step or none does, however late a request reaches some
 
 from __future__ import annotations
 
+import sys
+from datetime import timedelta
 from typing import Any, Callable, Optional
 
 Wait = Callable[[], int]
@@ -49,8 +51,6 @@ class Peers:
         self._distributed: Any = None
         torch, distributed = _torch()
         if distributed is not None and distributed.is_initialized():
-            from datetime import timedelta  # noqa: PLC0415 - only where there are peers
-
             self._torch, self._distributed = torch, distributed
             self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -81,8 +81,6 @@ class Peers:
 
 def _torch() -> Any:
     """Return torch and torch.distributed where the job has loaded them, else None twice."""
-    import sys  # noqa: PLC0415 - keeps the module's face clean
-
     torch = sys.modules.get("torch")
     distributed = sys.modules.get("torch.distributed")
     if torch is None or distributed is None or not distributed.is_available():

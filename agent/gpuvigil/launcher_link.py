@@ -16,9 +16,16 @@ import time
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from gpuvigil.identity import identity
-from gpuvigil.link import DEFAULT_SOCKET, PROTOCOL, RETRY_MAX_S, RETRY_MIN_S, TIMEOUT_S
+from gpuvigil.link import (
+    DEFAULT_SOCKET,
+    MESSAGE_MAX,
+    PROTOCOL,
+    RETRY_MAX_S,
+    RETRY_MIN_S,
+    dial,
+    hear_welcome,
+)
 
-_MESSAGE_MAX = 4096
 _POLL_S = 1.0
 
 
@@ -59,24 +66,16 @@ class LauncherLink(threading.Thread):
         self._drop()
 
     def _connect(self) -> None:
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            made.settimeout(TIMEOUT_S)
-            made.connect(self._path)
+        with dial(self._path) as made:
             made.send(json.dumps({"protocol": PROTOCOL, "launcher": self._job, "pid": os.getpid()}).encode())
-            answer = json.loads(made.recv(_MESSAGE_MAX) or b"{}")
-            if not (isinstance(answer, dict) and answer.get("ok")):
-                raise ValueError("refused")
-        except BaseException:
-            made.close()
-            raise
+            hear_welcome(made)
         made.settimeout(_POLL_S)
         self._socket = made
 
     def _listen(self) -> None:
         while not self._closed and self._socket is not None:
             try:
-                data = self._socket.recv(_MESSAGE_MAX)
+                data = self._socket.recv(MESSAGE_MAX)
             except socket.timeout:
                 continue
             if not data:

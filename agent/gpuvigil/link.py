@@ -17,7 +17,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, Optional
 
 from gpuvigil.identity import identity
 from gpuvigil.ring import Control, Ring
@@ -28,8 +28,32 @@ PROTOCOL = 1
 BEAT_S = 0.5
 RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0
 TIMEOUT_S = 2.0
-_MESSAGE_MAX = 4096
+MESSAGE_MAX = 4096
 _WORDS_MAX = 64
+
+
+class RefusedError(ValueError):
+    """The agent does not take this process in; the text is its reason."""
+
+
+@contextlib.contextmanager
+def dial(path: str) -> Iterator[socket.socket]:
+    """Connect to an agent; what goes wrong in the body closes the connection. Raises OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        made.settimeout(TIMEOUT_S)
+        made.connect(path)
+        yield made
+    except BaseException:
+        made.close()
+        raise
+
+
+def hear_welcome(made: socket.socket) -> None:
+    """Read what the agent says to a first message. Raises RefusedError, ValueError, OSError."""
+    answer = json.loads(made.recv(MESSAGE_MAX) or b"{}")
+    if not isinstance(answer, dict) or not answer.get("ok"):
+        raise RefusedError(str(answer.get("refused", ""))[:200] if isinstance(answer, dict) else "")
 
 
 class Link(threading.Thread):
@@ -84,23 +108,17 @@ class Link(threading.Thread):
         path = os.environ.get("GPUVIGIL_SOCKET", DEFAULT_SOCKET)
         if not path.startswith("/"):
             return
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            made.settimeout(TIMEOUT_S)
-            made.connect(path)
-            known = {**identity(), **self.offers}
-            self._ring.identify(known)
-            self._send(made, known)
-            answer = json.loads(made.recv(_MESSAGE_MAX) or b"{}")
-        except BaseException:
-            made.close()
-            raise
-        if isinstance(answer, dict) and answer.get("ok"):
-            made.setblocking(False)
-            self._socket, self.registered, self._retry_s = made, True, RETRY_MIN_S
-        else:
-            made.close()
-            self.refused = str(answer.get("refused", ""))[:200] if isinstance(answer, dict) else ""
+            with dial(path) as made:
+                known = {**identity(), **self.offers}
+                self._ring.identify(known)
+                self._send(made, known)
+                hear_welcome(made)
+        except RefusedError as refused:
+            self.refused = str(refused)
+            return
+        made.setblocking(False)
+        self._socket, self.registered, self._retry_s = made, True, RETRY_MIN_S
 
     def _send(self, made: socket.socket, known: Dict[str, Any]) -> None:
         message = json.dumps({"protocol": PROTOCOL, "generation": self._ring.generation, "identity": known})
@@ -110,7 +128,7 @@ class Link(threading.Thread):
     def _listen(self, made: socket.socket) -> None:
         """Notice the agent's end; what it says beyond that is for later versions."""
         try:
-            if made.recv(_MESSAGE_MAX):
+            if made.recv(MESSAGE_MAX):
                 return
         except BlockingIOError:
             return
@@ -119,7 +137,7 @@ class Link(threading.Thread):
     def tell(self, word: Dict[str, Any]) -> None:
         """Have the agent told, now or when there is one again; of what waits the newest 64 are kept."""
         message = json.dumps(word).encode()
-        if len(message) <= _MESSAGE_MAX:
+        if len(message) <= MESSAGE_MAX:
             self._words.append(message)
 
     def offer(self, name: str, value: str) -> None:

@@ -124,7 +124,7 @@ class Supervisor:
             if status == 0 and not self._restart.is_set():
                 return 0
             if self._stopping or self._directory is None:
-                return status if status >= 0 else 128 - status
+                return _shell_status(status)
             reached = self._newest()
             without = 0 if reached > step else without + 1
             step, attempt = max(step, reached), attempt + 1
@@ -137,7 +137,7 @@ class Supervisor:
             self._restart.clear()
             self._wait(0.0 if asked else min(_BACKOFF_MAX_S, self._backoff_s * 2 ** max(0, without - 1)))
             if self._stopping:
-                return status if status >= 0 else 128 - status
+                return _shell_status(status)
 
     def _once(self, attempt: int) -> int:
         """Run the command once; its process group goes with it."""
@@ -223,6 +223,11 @@ class Supervisor:
     @staticmethod
     def _say(text: str) -> None:
         print("gpuvigil run: " + text, file=sys.stderr, flush=True)  # noqa: T201 - a command line tool
+
+
+def _shell_status(status: int) -> int:
+    """Return what a shell says of this end: 128 and the signal's number for one by a signal."""
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":

@@ -102,11 +102,11 @@ class Saver:
         if self._peers.rank == 0:
             with contextlib.suppress(OSError):
                 found = checkpoints.newest(self._directory)
-        told = self._peers.gather((str(found.path), found.step) if found else None)[0]
+        told: Optional[Checkpoint] = self._peers.gather(found)[0]
         if told is None:
             return 0
-        load(Path(told[0]))
-        return int(told[1]) + 1
+        load(told.path)
+        return told.step + 1
 
     def step(self, step: int) -> Optional[Outcome]:
         """Call after each step, on every rank. Returns the outcome where this step was saved, else None."""
@@ -176,15 +176,16 @@ class Saver:
     def _write(self, step: int) -> Checkpoint:
         """Write, verify and publish one checkpoint. Raises _RefusedError, the same on every rank."""
         partial = self._partial(step)
-        self._all(lambda: self._prepare(partial), "failed", only=0)
-        self._all(lambda: self._part(partial), "failed")
-        tables = self._all(lambda: self._digest(partial), "failed")
+        self._all(lambda: self._prepare(partial), only=0)
+        self._all(lambda: self._part(partial))
+        tables = self._all(lambda: self._digest(partial))
         files = {name: entry for table in tables for name, entry in table.items()}
-        found = self._all(lambda: checkpoints.finish(partial, step, self._fence, files), "failed", only=0)[0]
+        found = self._all(lambda: checkpoints.finish(partial, step, self._fence, files), only=0)[0]
         if self._peers.rank == 0:
             with contextlib.suppress(OSError):
                 checkpoints.prune(self._directory, self._keep, self.generation)
-        return Checkpoint(Path(found[0]), *found[1:])
+        assert isinstance(found, Checkpoint)
+        return found
 
     def _partial(self, step: int) -> Path:
         return self._directory / (checkpoints.folder_name(step, self.generation) + ".partial")
@@ -212,12 +213,12 @@ class Saver:
         mine = names[self._peers.rank :: self._peers.size]
         return {name: checkpoints.digest(partial / name) for name in mine}
 
-    def _all(self, work: Callable[[], Any], word: str, only: Optional[int] = None) -> List[Any]:
+    def _all(self, work: Callable[[], Any], only: Optional[int] = None) -> List[Any]:
         """Do a part on every rank (or on one), and let all ranks know how it went before any goes on.
 
         Raises _RefusedError on every rank when it failed on one.
         """
-        found: Any = None
+        found = None
         failure: Optional[Tuple[str, str]] = None
         if only is None or only == self._peers.rank:
             try:
@@ -227,9 +228,7 @@ class Saver:
             except _RefusedError as refused:
                 failure = (refused.word, str(refused))
             except Exception as error:  # noqa: BLE001 - the user's save may raise anything
-                failure = (word, _text(error))
-        if isinstance(found, Checkpoint):
-            found = (str(found.path), found.step, found.generation, found.size)
+                failure = ("failed", _text(error))
         told = self._gather((failure, found))
         failed = [(rank, failure) for rank, (failure, _) in enumerate(told) if failure is not None]
         if failed:

@@ -18,11 +18,8 @@ from gpuvigil_protos.entity import is_valid_job
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 _NUMBER_MAX: Final = 1 << 62
+_REASON: Final = "bad_command"
 _log = log.get("commands")
-
-
-class RefusedError(Exception):
-    """A command that this agent does not carry out; the text goes back to the collector."""
 
 
 def answer(command: pb.Command, hook: HookIntake) -> pb.CommandResult:
@@ -30,10 +27,10 @@ def answer(command: pb.Command, hook: HookIntake) -> pb.CommandResult:
     verb = clean(command.verb, 40)
     try:
         if verb not in _VERBS:
-            raise RefusedError(f"unknown verb {verb!r}")
+            raise Refused(_REASON, f"unknown verb {verb!r}")
         _check(command)
         outcome = _VERBS[verb](command, hook)
-    except RefusedError as refused:
+    except Refused as refused:
         _log.warning("command_refused", verb=verb, reason=str(refused))
         return pb.CommandResult(id=command.id[:100], accepted=False, outcome=str(refused))
     _log.info("command_done", verb=verb, outcome=outcome)
@@ -41,31 +38,28 @@ def answer(command: pb.Command, hook: HookIntake) -> pb.CommandResult:
 
 
 def _check(command: pb.Command) -> None:
-    """Check what every command has. Raises RefusedError."""
+    """Check what every command has. Raises Refused."""
     if not is_valid_job(command.arguments.get("job", "")):
-        raise RefusedError("job: expected letters, digits and ._:+-")
+        raise Refused(_REASON, "job: expected letters, digits and ._:+-")
     if not (command.id.isascii() and command.id.isalnum() and len(command.id) <= 32):
-        raise RefusedError("id: expected at most 32 letters and digits")
+        raise Refused(_REASON, "id: expected at most 32 letters and digits")
     if command.deadline_ns <= time.time_ns():
-        raise RefusedError("deadline_ns: it has passed")
+        raise Refused(_REASON, "deadline_ns: it has passed")
 
 
 def _restart(command: pb.Command, hook: HookIntake) -> str:
-    try:
-        return hook.restart(command.arguments["job"], command.id)
-    except Refused as refused:
-        raise RefusedError(str(refused)) from None
+    return hook.restart(command.arguments["job"], command.id)
 
 
 def _save(command: pb.Command, hook: HookIntake) -> str:
     job, number = command.arguments["job"], command.arguments.get("number", "")
     if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < _NUMBER_MAX):
-        raise RefusedError(f"number: expected a whole number above 0, got {clean(number, 30)!r}")
+        raise Refused(_REASON, f"number: expected a whole number above 0, got {clean(number, 30)!r}")
     asked, ranks = hook.ask_to_save(job, int(number), command.id, command.deadline_ns)
     if not ranks:
-        raise RefusedError(f"no rank of job {job} runs here")
+        raise Refused(_REASON, f"no rank of job {job} runs here")
     if not asked:
-        raise RefusedError(f"none of {ranks} ranks of job {job} saves on request")
+        raise Refused(_REASON, f"none of {ranks} ranks of job {job} saves on request")
     return f"armed {asked} of {ranks} ranks"
 
 

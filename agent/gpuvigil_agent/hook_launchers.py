@@ -14,7 +14,6 @@ import msgspec
 
 from gpuvigil_agent import hook_peer
 from gpuvigil_agent.hook_peer import Peer, Refused
-from gpuvigil_protos.entity import is_valid_job
 
 _LAUNCHERS_MAX: Final = 64
 
@@ -48,14 +47,8 @@ class Launchers:
 
     def register(self, connection: socket.socket, message: bytes) -> str:
         """Take a launcher in, in the place of its own older connection; return its job. Raises Refused."""
-        try:
-            found = msgspec.json.decode(message, type=Launcher)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise Refused("bad_message", f"launcher: {str(error)[:150]}") from None
-        if found.protocol != 1:
-            raise Refused("bad_protocol", f"protocol: expected 1, got {found.protocol}")
-        if not is_valid_job(found.launcher):
-            raise Refused("bad_name", "launcher: expected letters, digits and ._:+-")
+        found: Launcher = hook_peer.decode(message, Launcher, "bad_message", "launcher")
+        hook_peer.check_hello(found.protocol, found.launcher, "launcher")
         peer = hook_peer.peer_of(connection)
         before = self._known.get(found.launcher)
         if before is not None and before[1].uid != peer.uid:
@@ -90,7 +83,5 @@ class Launchers:
 
 def parse(message: bytes) -> Parked | Accepted:
     """Check what a launcher says. Raises Refused."""
-    try:
-        return msgspec.json.decode(message, type=Parked | Accepted)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise Refused("bad_word", f"launcher's word: {str(error)[:150]}") from None
+    word: Parked | Accepted = hook_peer.decode(message, Parked | Accepted, "bad_word", "launcher's word")
+    return word

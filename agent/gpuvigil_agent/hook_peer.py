@@ -35,7 +35,7 @@ _Word = Annotated[str, msgspec.Meta(max_length=128)]
 
 
 class Refused(Exception):  # noqa: N818 - an outcome that is told, not an error of ours
-    """The registration is not taken; the text goes back to the process, `reason` is the counter's word."""
+    """What was said or asked is not taken; the text goes back, `reason` is the counter's word."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -129,14 +129,8 @@ def workload_of(cgroup: str) -> str:
 
 def parse(message: bytes) -> Registration:
     """Check a registration. Raises Refused."""
-    try:
-        found = msgspec.json.decode(message, type=Registration)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise Refused("bad_message", f"registration: {str(error)[:150]}") from None
-    if found.protocol != 1:
-        raise Refused("bad_protocol", f"protocol: expected 1, got {found.protocol}")
-    if not is_valid_job(found.identity.job):
-        raise Refused("bad_name", "identity.job: expected letters, digits and ._:+-")
+    found: Registration = decode(message, Registration, "bad_message", "registration")
+    check_hello(found.protocol, found.identity.job, "identity.job")
     if found.identity.rank >= found.identity.world_size:
         size, rank = found.identity.world_size, found.identity.rank
         raise Refused("bad_rank", f"identity.rank: expected less than world_size {size}, got {rank}")
@@ -145,10 +139,24 @@ def parse(message: bytes) -> Registration:
 
 def parse_word(message: bytes) -> Exit | Save | Standstill:
     """Check what a registered process says. Raises Refused."""
+    word: Exit | Save | Standstill = decode(message, Exit | Save | Standstill, "bad_word", "word")
+    return word
+
+
+def decode(message: bytes, kind: Any, reason: str, what: str) -> Any:
+    """Read a message as a struct, or a union of them. Raises Refused with this reason, about `what`."""
     try:
-        return msgspec.json.decode(message, type=Exit | Save | Standstill)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise Refused("bad_word", f"word: {str(error)[:150]}") from None
+        return msgspec.json.decode(message, type=kind)
+    except msgspec.DecodeError as error:  # ValidationError is one
+        raise Refused(reason, f"{what}: {str(error)[:150]}") from None
+
+
+def check_hello(protocol: int, job: str, field: str) -> None:
+    """Check what every first message has; field: the job's, as the message calls it. Raises Refused."""
+    if protocol != 1:
+        raise Refused("bad_protocol", f"protocol: expected 1, got {protocol}")
+    if not is_valid_job(job):
+        raise Refused("bad_name", f"{field}: expected letters, digits and ._:+-")
 
 
 def map_ring(fd: int) -> mmap.mmap:

@@ -15,10 +15,10 @@ from gpuvigil_cli.text import clean
 
 DEFAULT_URL: Final = "http://127.0.0.1:9512"
 _TIMEOUT = httpx.Timeout(5.0, connect=2.0)
+_ASK_TIMEOUT_S: Final = 15.0  # a request is answered at the next tick
 _ITEMS_MAX: Final = 100_000  # 10,000 nodes of 8 GPUs fit; a cursor that never ends does not
 _PAGE: Final = 1000
 _INCIDENT_ID = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
-
 _JOB = re.compile(r"[A-Za-z0-9._:+-]{1,128}\Z")
 
 Json = dict[str, Any]
@@ -95,19 +95,24 @@ class Client:
 
     def get(self, path: str, **query: str | int) -> Json:
         """Return one JSON object of the API, version 1."""
-        try:
-            response = self._http.get(path, params=query)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise CliError(_unreachable(self.url, error)) from None
+        response = self._send("GET", path, params=query)
         if response.status_code == httpx.codes.NOT_FOUND:
             raise CliError(f"{self.url}{path}: the collector knows nothing by that name", code=1)
+        return self._object(path, response)
+
+    def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
+        """Send one request; more: what httpx's `request` takes."""
+        try:
+            return self._http.request(method, path, **more)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise CliError(_unreachable(self.url, error)) from None
+
+    def _object(self, path: str, response: httpx.Response) -> Json:
+        """Return a successful answer's JSON object."""
         if not response.is_success:
             raise CliError(
                 f"{self.url}{path}: HTTP {response.status_code}: {clean(response.text, 300) or 'no text'}"
             )
-        return self._object(path, response)
-
-    def _object(self, path: str, response: httpx.Response) -> Json:
         try:
             value = response.json()
         except ValueError:
@@ -131,44 +136,44 @@ class Client:
 
     def goodput(self, job: str) -> Json:
         """Return one job's account; exit status 1 when there is none."""
-        if not _JOB.match(job):
-            raise CliError(f"job: expected letters, digits and ._:+-, got {clean(job, 130)!r}")
-        try:
-            return self.get(f"/api/v1/goodput/{job}")
-        except CliError as error:
-            if error.code == 1:
-                raise CliError(f"no job {job} has an account at {self.url}; see: gpuvigil jobs", 1) from None
-            raise
+        _check_job(job)
+        return self._one(
+            f"/api/v1/goodput/{job}", f"no job {job} has an account at {self.url}; see: gpuvigil jobs"
+        )
 
     def ask(self, job: str, what: str, **query: str) -> Json:
         """Ask a job for a checkpoint or a restart. Raises CliError, status 1, with the collector's reason."""
-        if not _JOB.match(job):
-            raise CliError(f"job: expected letters, digits and ._:+-, got {clean(job, 130)!r}")
+        _check_job(job)
         path = f"/api/v1/jobs/{job}/{what}"
-        try:
-            response = self._http.post(path, params=query, headers={"X-Gpuvigil-Request": "1"}, timeout=15.0)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise CliError(_unreachable(self.url, error)) from None
+        response = self._send(
+            "POST", path, params=query, headers={"X-Gpuvigil-Request": "1"}, timeout=_ASK_TIMEOUT_S
+        )
         if response.status_code == httpx.codes.CONFLICT:
             raise CliError(_reason(response), code=1)
-        if not response.is_success:
-            raise CliError(
-                f"{self.url}{path}: HTTP {response.status_code}: {clean(response.text, 300) or 'no text'}"
-            )
         return self._object(path, response)
 
     def incident(self, incident: str) -> Json:
         """Return one incident with its findings and journal; exit status 1 when there is none."""
         if not _INCIDENT_ID.match(incident):
             raise CliError(f"incident id: expected letters, digits, . _ -, got {clean(incident, 120)!r}")
+        return self._one(
+            f"/api/v1/incidents/{incident}",
+            f"no incident {incident} at {self.url}; see: gpuvigil incidents --all",
+        )
+
+    def _one(self, path: str, absent: str) -> Json:
+        """Return one thing by its name; `absent` says, with exit status 1, that there is none."""
         try:
-            return self.get(f"/api/v1/incidents/{incident}")
+            return self.get(path)
         except CliError as error:
             if error.code == 1:
-                raise CliError(
-                    f"no incident {incident} at {self.url}; see: gpuvigil incidents --all", 1
-                ) from None
+                raise CliError(absent, 1) from None
             raise
+
+
+def _check_job(job: str) -> None:
+    if not _JOB.match(job):
+        raise CliError(f"job: expected letters, digits and ._:+-, got {clean(job, 130)!r}")
 
 
 def _reason(response: httpx.Response) -> str:

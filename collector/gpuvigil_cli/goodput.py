@@ -6,7 +6,7 @@ from rich.console import Console
 
 from gpuvigil_cli.client import Json
 from gpuvigil_cli.show import table
-from gpuvigil_cli.text import clock, duration, markup
+from gpuvigil_cli.text import clock, duration, markup, quantity
 
 _WORDS = {
     "useful": "steps that moved the job on",
@@ -24,7 +24,7 @@ _WORDS = {
 
 def show_goodput(console: Console, row: Json) -> None:
     """Print one job's account."""
-    wall = _number(row.get("wall_seconds"))
+    wall = quantity(row.get("wall_seconds"))
     share = row.get("goodput")
     head = f"job {markup(row.get('job', ''))}: "
     if not isinstance(share, int | float) or not wall:
@@ -39,7 +39,7 @@ def show_goodput(console: Console, row: Json) -> None:
     seconds = row.get("seconds") if isinstance(row.get("seconds"), dict) else {}
     rows = table("TIME", "SHARE", "BUCKET", "WHAT IT IS")
     for bucket, words in _WORDS.items():
-        spent = _number((seconds or {}).get(bucket))
+        spent = quantity((seconds or {}).get(bucket))
         if spent > 0:
             rows.add_row(duration(spent), f"{100 * spent / wall:5.1f} %", bucket, words)
     console.print(rows)
@@ -51,12 +51,12 @@ def _losses(console: Console, row: Json) -> None:
     losses = [loss for loss in row.get("losses") or [] if isinstance(loss, dict)]
     if not losses:
         return
-    console.print(f"\n{len(losses)} failures cost {_number(row.get('gpu_hours_lost')):.2f} GPU-hours")
+    console.print(f"\n{len(losses)} failures cost {quantity(row.get('gpu_hours_lost')):.2f} GPU-hours")
     rows = table("WHEN", "STEP", "LOST", "GPU-HOURS", "CLASS", "INCIDENT")
     for loss in losses:
         rows.add_row(
-            clock(loss.get("at_ns")), markup(loss.get("step", "")), duration(_number(loss.get("seconds"))),
-            f"{_number(loss.get('gpu_hours')):.3f}", markup(loss.get("class") or "unknown"),
+            clock(loss.get("at_ns")), markup(loss.get("step", "")), duration(quantity(loss.get("seconds"))),
+            f"{quantity(loss.get('gpu_hours')):.3f}", markup(loss.get("class") or "unknown"),
             markup(loss.get("incident") or "none was open"),
         )  # fmt: skip
     console.print(rows)
@@ -71,13 +71,9 @@ def _advice(console: Console, found: object) -> None:
         return
     console.print(
         f"\ncheckpoints: {markup(found.get('saves'))}, each holds the loop for "
-        f"{duration(_number(found.get('write_seconds')))}, one every {duration(now)} of useful time; at "
-        f"{_number(found.get('failures_per_node_day')):.4f} failures a node-day the best interval is "
-        f"[bold]{duration(best)}[/] (Young's rule: {duration(_number(found.get('young_seconds')))}), for an "
-        f"expected share of {100 * _number(found.get('ettr_best')):.1f} % instead of "
-        f"{100 * _number(found.get('ettr_now')):.1f} %"
+        f"{duration(quantity(found.get('write_seconds')))}, one every {duration(now)} of useful time; at "
+        f"{quantity(found.get('failures_per_node_day')):.4f} failures a node-day the best interval is "
+        f"[bold]{duration(best)}[/] (Young's rule: {duration(quantity(found.get('young_seconds')))}), for an "
+        f"expected share of {100 * quantity(found.get('ettr_best')):.1f} % instead of "
+        f"{100 * quantity(found.get('ettr_now')):.1f} %"
     )
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

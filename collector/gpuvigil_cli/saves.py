@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from gpuvigil_cli.client import Json
-from gpuvigil_cli.text import duration, markup
+from gpuvigil_cli.text import duration, markup, quantity
 
 
 def follow(console: Console, row: Json, shown: str) -> str:
@@ -20,7 +20,7 @@ def follow(console: Console, row: Json, shown: str) -> str:
         "restarting": "every launcher was asked: the attempt that runs ends, the next begins",
         "armed": "armed on every node; the ranks agree on a step",
         "saved": f"saved step {markup(row.get('step'))} to {markup(row.get('path', ''))}, "
-        f"{_mib(row.get('bytes'))} in {duration(_number(row.get('seconds')))}",
+        f"{_mib(row.get('bytes'))} in {duration(quantity(row.get('seconds')))}",
     }  # fmt: skip
     console.print(lines.get(state, f"{markup(state)}: {markup(row.get('detail') or 'no detail', 400)}"))
     return state
@@ -32,9 +32,5 @@ def _nodes(nodes: object) -> str:
 
 
 def _mib(size: object) -> str:
-    bytes_ = _number(size)
+    bytes_ = quantity(size)
     return f"{bytes_ / 2**20:.1f} MiB" if bytes_ >= 1 << 20 else f"{bytes_ / 1024:.1f} KiB"
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

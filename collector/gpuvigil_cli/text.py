@@ -73,6 +73,11 @@ def since(time_ns: object, now_ns: int) -> str:
     return f"{duration(max(0.0, (now_ns - time_ns) / 1e9))} ago"
 
 
+def quantity(value: object) -> float:
+    """Return a number to reckon with; 0 for what is none."""
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 def number(value: object) -> str:
     """Say a number with at most four significant digits, anything else as clean text."""
     if isinstance(value, bool) or not isinstance(value, int | float):

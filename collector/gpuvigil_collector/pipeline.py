@@ -175,7 +175,8 @@ class Pipeline:
                 job_view(job, self.desk.newest.get(name), self.desk.of_job(name))
                 for name, job in self.training.jobs.by_name.items()
             ),
-            saves=tuple(map(replace, self.desk.requests.values())),
+            # one that has ended never changes again
+            saves=tuple(one if one.ended else replace(one) for one in self.desk.requests.values()),
             goodput=self.books.views(
                 tick.now_ns, [*self.tracker.open.values(), *self.tracker.resolved.values()]
             ),

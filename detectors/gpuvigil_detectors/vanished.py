@@ -60,8 +60,8 @@ class Vanished:
         if not fresh.entities:
             return []
         now_ns, bounds, first = snapshot.now_ns, self._bounds, state["first"]
-        for row in [row for row, entity in enumerate(fresh.entities) if node_of(entity) in rebooted]:
-            first[row] = 0
+        if rebooted:
+            first[[node_of(entity) in rebooted for entity in fresh.entities]] = 0
         alive = now_ns - fresh.newest_ns <= bounds.fresh_s * _SECOND
         first[alive & (first == 0)] = now_ns
         others = now_ns - fresh.node_newest_ns[fresh.node_rows] <= bounds.fresh_s * _SECOND

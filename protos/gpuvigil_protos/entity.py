@@ -59,6 +59,15 @@ def job_and_rank_of(entity: str) -> tuple[str, int] | None:
     return (name, int(number)) if kind == "rank" and number.isdecimal() and is_valid_job(name) else None
 
 
+def job_of(entity: str) -> str | None:
+    """Return the job that a job or rank entity is of, else None."""
+    kind, _, name = entity.partition(":")
+    if kind == "job":
+        return name if is_valid_job(name) else None
+    where = job_and_rank_of(entity)
+    return where[0] if where is not None else None
+
+
 def is_valid_job(text: str) -> bool:
     """Tell whether text from outside is a job's name."""
     return bool(_JOB_NAME.match(text))

@@ -9,7 +9,7 @@ from typing import Any
 from gpuvigil_collector.export.jobs import JobView
 from gpuvigil_collector.export.recent import LATELY, Losses
 from gpuvigil_collector.goodput.report import GoodputView
-from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.incidents.incident import Incident, by_job
 from gpuvigil_collector.saves.request import SaveRequest
 from gpuvigil_collector.topology import ONE_DOMAIN
 from gpuvigil_detectors.base import NodeFact, Snapshot
@@ -53,14 +53,9 @@ class View:
             counts[incident.node] = counts.get(incident.node, 0) + 1
         return counts
 
-    def incidents_of_job(self, job: str) -> list[str]:
-        """Ids of the open incidents that are about a job or a rank of it."""
-        parts = (f"job:{job}", f"rank:{job}/")
-        return [
-            incident.id
-            for incident in self.open.values()
-            if any(part in f"{entity}/" for _, entity in incident.members for part in parts)
-        ]
+    def open_by_job(self) -> dict[str, list[str]]:
+        """Ids of the open incidents that are about each job or a rank of it."""
+        return {job: [one.id for one in mine] for job, mine in by_job(self.open.values()).items()}
 
     def gpu_states(self) -> dict[tuple[str, str], str]:
         """(node, uuid) -> `suspect` or `lost`, for GPUs with an open incident; all others are `ok`."""

@@ -5,24 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from gpuvigil_collector.goodput.account import Account
 from gpuvigil_collector.goodput.report import GoodputView, goodput_view
-from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.incidents.incident import Incident, by_job
 from gpuvigil_detectors.training.jobs import Job
 from gpuvigil_protos import log
 
 ACCOUNTS_MAX: Final = 2000
 _SAVE_EVERY_S: Final = 30.0
 _VIEW_EVERY_NS: Final = 2_000_000_000
-_VERSION: Final = 1
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    version: int
+    version: Literal[1]
     accounts: list[Account]
 
 
@@ -37,7 +36,7 @@ class Books:
         self._saved = time.monotonic()
 
     def load(self) -> None:
-        """Take back what an earlier run wrote; a file that is not one is put aside and said."""
+        """Take back what an earlier run wrote; a file that is none is said, and the next save replaces it."""
         try:
             found = msgspec.json.decode(self._path.read_bytes(), type=_File)
         except FileNotFoundError:
@@ -63,8 +62,11 @@ class Books:
     def views(self, now_ns: int, incidents: Iterable[Incident]) -> tuple[GoodputView, ...]:
         """Return a row for every job, made anew every 2 s."""
         if self.accounts and now_ns - self._viewed_ns >= _VIEW_EVERY_NS:
-            known = list(incidents)
-            self._views = tuple(goodput_view(account, now_ns, known) for account in self.accounts.values())
+            known = by_job(incidents)
+            self._views = tuple(
+                goodput_view(account, now_ns, known.get(account.job, ()))
+                for account in self.accounts.values()
+            )
             self._viewed_ns = now_ns
         return self._views
 
@@ -73,9 +75,7 @@ class Books:
         self._saved = time.monotonic()
         fresh = self._path.with_suffix(".new")
         try:
-            fresh.write_bytes(
-                msgspec.json.encode(_File(version=_VERSION, accounts=list(self.accounts.values())))
-            )
+            fresh.write_bytes(msgspec.json.encode(_File(version=1, accounts=list(self.accounts.values()))))
             fresh.replace(self._path)
         except OSError as error:
             log.get("goodput").warning("accounts_not_saved", path=str(self._path), error=str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,10 +38,9 @@ class GoodputView:
     checkpoint: dict[str, float | int | None]
 
 
-def goodput_view(account: Account, now_ns: int, incidents: Iterable[Incident]) -> GoodputView:
-    """Make a job's row; each loss names the incident that was about it."""
-    mine = [i for i in incidents if _about(i, account.job)]
-    losses = tuple(_loss(loss, mine) for loss in account.losses)
+def goodput_view(account: Account, now_ns: int, incidents: Sequence[Incident]) -> GoodputView:
+    """Make a job's row; each loss names the one of its job's incidents that was nearest to it."""
+    losses = tuple(_loss(loss, incidents) for loss in account.losses)
     return GoodputView(
         job=account.job, state=account.state, began_ns=account.began_ns, ranks=account.ranks,
         nodes=account.nodes, attempts=account.attempts, step=account.step, wall=account.wall,
@@ -51,12 +50,7 @@ def goodput_view(account: Account, now_ns: int, incidents: Iterable[Incident]) -
     )  # fmt: skip
 
 
-def _about(incident: Incident, job: str) -> bool:
-    parts = (f"job:{job}/", f"rank:{job}/")
-    return any(part in f"{entity}/" for _, entity in incident.members for part in parts)
-
-
-def _loss(loss: Loss, incidents: list[Incident]) -> dict[str, Any]:
+def _loss(loss: Loss, incidents: Sequence[Incident]) -> dict[str, Any]:
     near = [i for i in incidents if abs(i.opened_ns - loss.at_ns) <= _NEAR_NS]
     cause = min(near, key=lambda i: abs(i.opened_ns - loss.at_ns), default=None)
     return {

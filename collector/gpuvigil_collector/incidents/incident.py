@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +69,17 @@ class Incident:
         """GPU-hours at stake so far: GPUs of the scope times the time since the cause began."""
         end_ns = self.resolved_ns if self.resolved_ns is not None else now_ns
         return self.gpus * max(0, end_ns - self.lead_start_ns) / _NS_PER_HOUR
+
+
+def by_job(incidents: Iterable[Incident]) -> dict[str, list[Incident]]:
+    """Return the incidents that are about each job or a rank of it, in the order given."""
+    found: dict[str, list[Incident]] = {}
+    for incident in incidents:
+        jobs = {names.job_of(entity.partition("/")[2]) for _, entity in incident.members}
+        for job in jobs:
+            if job is not None:
+                found.setdefault(job, []).append(incident)
+    return found
 
 
 def fingerprint(fault_class: str, target: str) -> str:

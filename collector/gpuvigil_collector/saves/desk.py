@@ -54,6 +54,7 @@ class SaveDesk:
         self._settings, self._send = settings, send
         self.requests: dict[str, SaveRequest] = {}
         self.newest: dict[str, Saved] = {}
+        self._newest_of: dict[tuple[str, Kind], SaveRequest] = {}
         self._asked: deque[_Asked] = deque(maxlen=KEPT_MAX)
         self._lock = threading.Lock()
         self._number = 0
@@ -93,13 +94,18 @@ class SaveDesk:
                 _log.info("not_asked", kind=one.kind, job=one.job, by=one.by, reason=str(error)[:200])
                 one.future.set_exception(error)
         while len(self.requests) > KEPT_MAX:
-            del self.requests[next(iter(self.requests))]
+            self._drop(next(iter(self.requests)))
         self.newest = {job: saved for job, saved in self.newest.items() if job in jobs}
 
     def of_job(self, job: str, kind: Kind = "save") -> SaveRequest | None:
         """The newest request of a kind to a job."""
-        mine = [one for one in self.requests.values() if (one.job, one.kind) == (job, kind)]
-        return mine[-1] if mine else None
+        return self._newest_of.get((job, kind))
+
+    def _drop(self, identity: str) -> None:
+        """Forget the oldest request; it may be the newest of its job."""
+        gone = self.requests.pop(identity)
+        if self._newest_of.get((gone.job, gone.kind)) is gone:
+            del self._newest_of[gone.job, gone.kind]
 
     def _begin(self, one: _Asked, job: Job | None, now_ns: int, hung: Callable[[str], bool]) -> SaveRequest:
         """Send a new request to the job's nodes. Raises RefusedError."""
@@ -119,7 +125,7 @@ class SaveDesk:
             asked_ns=now_ns, deadline_ns=now_ns + int(seconds * SECOND_NS),
             nodes=dict.fromkeys(sorted({rank.node for rank in job.ranks.values()}), ""),
         )  # fmt: skip
-        self.requests[request.id] = request
+        self.requests[request.id] = self._newest_of[job.name, one.kind] = request
         if one.kind == "restart":
             job.restart_asked_ns = now_ns
         arguments = {"job": job.name, "number": str(request.number)}

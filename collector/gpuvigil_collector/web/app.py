@@ -113,10 +113,11 @@ class _Api:
     def jobs(self, request: Request) -> Response:
         """List training jobs, running ones first."""
         query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view()
+        opened = view.open_by_job()
         page = query.page(
             view.jobs,
             lambda one: (one.state != "running", one.job),
-            lambda shown: [rows.job(one, view.incidents_of_job(one.job)) for one in shown],
+            lambda shown: [rows.job(one, opened.get(one.job, [])) for one in shown],
         )
         return _json(page)
 

@@ -19,15 +19,14 @@ import numpy as np
 
 from gpuvigil_detectors.base import Float32
 from gpuvigil_detectors.training import standing
-from gpuvigil_detectors.training.jobs import FLAGS, SECONDS, Job, Rank
+from gpuvigil_detectors.training.jobs import FLAGS, PHASE, SECONDS, UNUSUAL, Job, Rank
+from gpuvigil_detectors.training.progress import Kind
 
-Kind = str  # a word of progress.Kind
 FLOOR_S: Final = 15.0
 _FACTOR: Final = 3.0
 _STEPS_MIN: Final = 20
 _HEARTBEAT_S: Final = 5.0  # the hook's thread beats twice a second
-_LONG_PHASES: Final = frozenset({5, 6, 7, 8})  # checkpoint, eval, init, compile, as in the hook's layout
-_UNUSUAL: Final = 1 | 8 | 16  # first step, evaluation, checkpoint
+_LONG_PHASES: Final = frozenset(PHASE[name] for name in ("checkpoint", "eval", "init", "compile"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,7 @@ def limit_s(job: Job) -> float | None:
 def _usual(rank: Rank) -> Float32:
     flags = np.nan_to_num(rank.steps[:, FLAGS]).astype(np.int64)
     seconds = rank.steps[:, SECONDS]
-    usual: Float32 = seconds[(flags & _UNUSUAL == 0) & np.isfinite(seconds)]
+    usual: Float32 = seconds[(flags & UNUSUAL == 0) & np.isfinite(seconds)]
     return usual
 
 

@@ -6,12 +6,14 @@ the oldest ended ones go first. All of it is one trust origin: what a job says o
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from gpuvigil import layout
 from gpuvigil_detectors.base import FactEvent, Float32, Int64, Snapshot, StepRows
 from gpuvigil_detectors.training import standing
 from gpuvigil_protos.entity import job_and_rank_of
@@ -21,6 +23,7 @@ STEPS_KEPT: Final = 500
 MEMORY_KEPT: Final = 60  # one reading in 10 s
 JOBS_MAX: Final = 2000
 _KEEP_NS: Final = 3600 * SECOND_NS
+_RESTART_NS: Final = 60 * SECOND_NS
 # what is kept of each step, in this order
 COLUMNS: Final = (
     "rank_step", "rank_step_seconds", "rank_data_seconds", "rank_forward_seconds", "rank_backward_seconds",
@@ -35,6 +38,10 @@ _STATUS: Final = {
     "rank_heartbeat_age_seconds": "heartbeat_age_s", "rank_step_age_seconds": "step_age_s",
     "rank_phase": "phase", "rank_memory_bytes": "memory_bytes",
 }  # fmt: skip
+UNUSUAL: Final = layout.FLAG_FIRST | layout.FLAG_EVAL | layout.FLAG_CHECKPOINT
+"""Flags of steps whose length says nothing of the others."""
+PHASE: Final = {name: float(code) for code, name in enumerate(layout.PHASES)}
+"""What `rank_phase` reads in each phase."""
 _FRESH_S: Final = 5.0
 _MEMORY_EVERY_NS: Final = 10 * SECOND_NS
 
@@ -110,6 +117,10 @@ class Job:
         """Full entity name of one rank."""
         return f"{rank.node}/rank:{self.name}/{rank.number}"
 
+    def ends_as_asked(self, time_ns: int) -> bool:
+        """Whether a restart was asked for so shortly before that what happens then is its doing."""
+        return 0 <= time_ns - self.restart_asked_ns <= _RESTART_NS
+
     @property
     def entity(self) -> str:
         """Full entity name of the job: it is said of the node of its lowest rank."""
@@ -132,9 +143,8 @@ class Jobs:
             elif event.kind == "rank_down":
                 self._down(event)
             elif event.kind == "collectives":
-                rank = self._rank(event.node, event.entity)
-                if rank is not None:
-                    rank.standing = standing.read(event)
+                if (known := self._find(event.node, event.entity)) is not None:
+                    known[1].standing = standing.read(event)
             elif event.kind == "checkpoint":
                 self._save(event)
             elif event.kind == "hook" and "parked" in event.fields:
@@ -170,17 +180,21 @@ class Jobs:
         )  # fmt: skip
 
     def _down(self, event: FactEvent) -> None:
-        rank = self._rank(event.node, event.entity)
-        if rank is not None and rank.since_ns <= event.time_ns and not rank.ended:
+        known = self._find(event.node, event.entity)
+        if known is None:
+            return
+        rank = known[1]
+        if rank.since_ns <= event.time_ns and not rank.ended:
             rank.ended = event.fields.get("reason", "died")
             rank.ended_ns, rank.ended_phase = event.time_ns, event.fields.get("phase", "")
 
     def _save(self, event: FactEvent) -> None:
         """Note a save that did not become whole, until one does: rank 0's word, else whoever tells."""
-        rank = self._rank(event.node, event.entity)
-        if rank is None:
+        known = self._find(event.node, event.entity)
+        if known is None:
             return
-        job, outcome = self.by_name[job_name(event.entity)], event.fields.get("outcome", "")
+        job, rank = known
+        outcome = event.fields.get("outcome", "")
         if outcome == "saved" and rank.number == 0:
             job.save_fault = None
         elif outcome != "saved" and (job.save_fault is None or rank.number == 0):
@@ -193,12 +207,12 @@ class Jobs:
         if job is not None and event.node in {rank.node for rank in job.ranks.values()}:
             job.parked_ns, job.parked = event.time_ns, event.text
 
-    def _rank(self, node: str, entity: str) -> Rank | None:
-        where = job_and_rank_of(entity)
-        if where is None or where[0] not in self.by_name:
-            return None
-        rank = self.by_name[where[0]].ranks.get(where[1])
-        return rank if rank is not None and rank.node == node else None
+    def _find(self, node: str, entity: str) -> tuple[Job, Rank] | None:
+        """The rank that an entity names, with its job, where it is known and on that node."""
+        name, number = job_and_rank_of(entity) or ("", -1)
+        job = self.by_name.get(name)
+        rank = job.ranks.get(number) if job is not None else None
+        return (job, rank) if job is not None and rank is not None and rank.node == node else None
 
     def _steps(self, rows: StepRows, now_ns: int) -> None:
         """Append one rank's steps; a rank that was never announced (its event is on its way) is made."""
@@ -224,14 +238,14 @@ class Jobs:
             latest = snapshot.latest(metric)
             for entity, value, age in zip(latest.entities, latest.values, latest.age_s, strict=True):
                 node, _, local = entity.partition("/")
-                rank = self._rank(node, local)
-                if rank is not None and not rank.ended:
-                    setattr(rank, name, float(value) if age <= _FRESH_S else float("nan"))
+                known = self._find(node, local)
+                if known is not None and not known[1].ended:
+                    setattr(known[1], name, float(value) if age <= _FRESH_S else float("nan"))
         if snapshot.now_ns - self._memory_ns >= _MEMORY_EVERY_NS:
             self._memory_ns = snapshot.now_ns
             for job in self.by_name.values():
                 for rank in job.living:
-                    if rank.memory_bytes == rank.memory_bytes:
+                    if not math.isnan(rank.memory_bytes):
                         rank.memory_past.append(rank.memory_bytes)
 
     def _forget(self, now_ns: int) -> None:
@@ -242,12 +256,6 @@ class Jobs:
         while len(self.by_name) > JOBS_MAX:
             oldest = min(self.by_name.values(), key=lambda job: (bool(job.living), job.seen_ns))
             del self.by_name[oldest.name]
-
-
-def job_name(entity: str) -> str:
-    """The job of a rank's entity; "" where it is none."""
-    where = job_and_rank_of(entity)
-    return where[0] if where is not None else ""
 
 
 def _count(text: str | None) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuvigil import layout
 from gpuvigil_detectors.base import Evidence
 from gpuvigil_detectors.training.claim import Claim, facts_of
 from gpuvigil_detectors.training.jobs import (
@@ -21,12 +22,13 @@ from gpuvigil_detectors.training.jobs import (
     FLAGS,
     GRADIENT,
     LOSS,
+    PHASE,
     STEP,
     Job,
     Rank,
 )
 
-_NOT_FINITE: Final = 2 | 4
+_NOT_FINITE: Final = layout.FLAG_LOSS | layout.FLAG_GRADIENT
 _NEWEST: Final = 10
 _PAST: Final = 100  # steps that a spike is compared with
 _PAST_MIN: Final = 30
@@ -40,7 +42,6 @@ _BLOCK_STEPS: Final = 50
 _GROWTH: Final = 1.10
 _HOST_BLOCKS: Final = 6
 _HOST_GROWTH_BYTES: Final = 1 << 30
-_CHECKPOINT_PHASE: Final = 5.0
 _SAVE_FACTOR: Final = 3.0
 _SAVE_FLOOR_S: Final = 300.0
 _SAVE_UNKNOWN_S: Final = 1800.0
@@ -56,7 +57,7 @@ def not_finite(job: Job) -> Claim | None:
         if not flags.any():
             continue
         place = int(np.flatnonzero(flags)[0])
-        what = "loss" if flags[place] & 2 else "gradient norm"
+        what = "loss" if flags[place] & layout.FLAG_LOSS else "gradient norm"
         end_ns = int(rank.end_ns[-_NEWEST:][place])
         return Claim(
             rule="not_finite", fault_class="loss_fault", severity="warning", start_ns=end_ns,
@@ -155,7 +156,7 @@ def long_save(job: Job, now_ns: int) -> Claim | None:
     """Say that a save takes far longer than the job's saves have taken."""
     held = [
         rank for rank in job.living
-        if rank.phase == _CHECKPOINT_PHASE and math.isfinite(rank.step_age_s)
+        if rank.phase == PHASE["checkpoint"] and math.isfinite(rank.step_age_s)
     ]  # fmt: skip
     if not held:
         return None

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from gpuvigil_detectors.training import workload
 from gpuvigil_detectors.training.fail_slow import FailSlow
-from gpuvigil_detectors.training.jobs import DATA, FLAGS, FORWARD, SECONDS, STEP, TOKENS, Job, Rank
+from gpuvigil_detectors.training.jobs import DATA, FLAGS, FORWARD, SECONDS, STEP, TOKENS, UNUSUAL, Job, Rank
 
 _NEWEST: Final = 7
 _ROUNDS_MAX: Final = 60  # steps of one job in one tick; the agent sends 50
 _LATE: Final = 1.05  # a rank's own time over the others' median
-_UNUSUAL: Final = 1 | 8 | 16  # first step, evaluation, checkpoint
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class Slowness:
         for place in places:
             row = steps[names[place]][0]
             seconds[place] = row[SECONDS]
-            excluded[place] = bool(int(np.nan_to_num(row[FLAGS])) & _UNUSUAL)
+            excluded[place] = bool(int(np.nan_to_num(row[FLAGS])) & UNUSUAL)
             work[place, 0] = row[TOKENS] if row[TOKENS] > 0 else np.nan
         found = self._judge.advance(names, seconds, work, excluded)
         for place in places:

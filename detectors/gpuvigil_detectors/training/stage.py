@@ -14,16 +14,14 @@ from gpuvigil_detectors.base import Evidence, Finding, Snapshot
 from gpuvigil_detectors.training import hang, loop_faults, silent, slow
 from gpuvigil_detectors.training.claim import Claim, facts_of
 from gpuvigil_detectors.training.hang import Stall
-from gpuvigil_detectors.training.jobs import SECOND_NS, Job, Jobs, Rank
+from gpuvigil_detectors.training.jobs import PHASE, SECOND_NS, Job, Jobs, Rank
 from gpuvigil_detectors.training.slow import Late, Pace, Slowness
 
 _VERDICT_LOOKS: Final = 5  # ticks in a row that blame the same ranks make a suspicion a verdict
 _DEAD_KEPT_NS: Final = 600 * SECOND_NS
 _ENDED_KEPT_NS: Final = 60 * SECOND_NS
-_RESTART_NS: Final = 60 * SECOND_NS  # ranks that end so soon after a restart was asked for
 _TOGETHER_NS: Final = SECOND_NS // 2  # ranks that die so near to each other were ended, as by scancel
 _VERIFIED: Final = 1.10  # slower by this share is what an owner is told of
-_DATA_PHASE: Final = 1.0
 _DATA_SHARE, _DATA_GROWTH = 0.10, 2.0
 _MORE_WORK: Final = 1.05  # tokens over the others' median
 _EXPLAINED: Final = 1.05  # time a token within so much of the others'
@@ -63,7 +61,7 @@ class Training:
 
     def _judge(self, job: Job, now_ns: int) -> list[Claim]:
         dead = _dead(job, now_ns)
-        ending = 0 <= now_ns - job.restart_asked_ns <= _RESTART_NS  # what hangs now has been dealt with
+        ending = job.ends_as_asked(now_ns)  # what hangs now has been dealt with
         hung = None if dead or ending else self._hang(job, now_ns)
         claims = (
             _parked(job), _save_fault(job), dead, hung, self._slow(job), loop_faults.not_finite(job),
@@ -82,7 +80,7 @@ class Training:
         self._stalls[job.name] = (since_ns, stall.culprits, looks)
         certain = stall.kind != "unknown" and looks >= _VERDICT_LOOKS
         blamed = job.ranks[stall.culprits[0]] if stall.culprits else None
-        waits_for_input = blamed is not None and blamed.phase == _DATA_PHASE and stall.kind != "stopped"
+        waits_for_input = blamed is not None and blamed.phase == PHASE["data"] and stall.kind != "stopped"
         return Claim(
             rule="no_step", fault_class="data_stall" if waits_for_input else "hang",
             severity="critical" if certain else "warning",
@@ -190,7 +188,7 @@ def _dead(job: Job, now_ns: int) -> Claim | None:
         return None
     first = dead[0]
     spread_ns = dead[-1].ended_ns - first.ended_ns
-    if 0 <= first.ended_ns - job.restart_asked_ns <= _RESTART_NS:
+    if job.ends_as_asked(first.ended_ns):
         return None  # a person has asked for it
     together = len(dead) > 1 and not job.living and spread_ns <= _TOGETHER_NS
     step = "before its first step" if math.isnan(first.last_step) else f"after step {first.last_step:.0f}"

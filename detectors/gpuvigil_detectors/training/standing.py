@@ -1,7 +1,6 @@
 """What ranks say while their loop stands still, read as collective progress, and their stacks side by side.
 
-Words come from jobs and are hostile until read: what is no number is not there, and a rank list of any length
-costs no more than the ranks that the job has.
+Words come from jobs and are hostile until read: what is no number is not there, and a rank list is bounded.
 """
 
 from __future__ import annotations
@@ -32,6 +31,9 @@ class Standing:
     stack: tuple[str, ...]
     groups: tuple[GroupProgress, ...]
     members: dict[str, tuple[int, ...]]
+
+
+_NOTHING: Final = Standing(at_ns=0, stack=(), groups=(), members={})
 
 
 def read(event: FactEvent) -> Standing:
@@ -68,11 +70,11 @@ def blame(living: Iterable[tuple[int, Standing | None, bool]], now_ns: int) -> B
     members: dict[str, tuple[int, ...]] = {}
     spoke = 0
     for number, word, stopped in living:
-        fresh = word is not None and now_ns - word.at_ns <= FRESH_NS
-        spoke += fresh
-        groups = {group.group: group for group in word.groups} if word is not None and fresh else {}
+        fresh = word if word is not None and now_ns - word.at_ns <= FRESH_NS else _NOTHING
+        spoke += fresh is not _NOTHING
+        groups = {group.group: group for group in fresh.groups}
         rows.append(RankProgress(rank=number, groups=groups, state="stopped" if stopped else "alive"))
-        for name, ranks in (word.members if word is not None and fresh else {}).items():
+        for name, ranks in fresh.members.items():
             if len(ranks) > len(members.get(name, ())):
                 members[name] = ranks
     stopped_ranks = sum(row.state == "stopped" for row in rows)
