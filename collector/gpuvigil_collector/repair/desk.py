@@ -87,6 +87,8 @@ class RepairDesk:
             asked = list(self._asked)
             self._asked.clear()
         for what, future in asked:
+            if not future.set_running_or_notify_cancel():
+                continue  # who asked has gone: what nobody hears the answer of is not done
             try:
                 future.set_result(what(self, now_ns))
             except Exception as error:  # noqa: BLE001 - it is raised again where the answer is waited for
