@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from .safety_limits import Limits as Limits  # noqa: PLC0414 - one of the nouns
+
 Mode = Literal["observe", "recommend", "act"]
 Kind = Literal[
     "notify",  # tell people; changes nothing
@@ -79,6 +81,7 @@ class NodeState:
     silent: its agent says nothing. dead: a second path agrees that the node is gone. maintenance: whose and
     why, "" for none. hold: who keeps new work off it. remediator: another system that repairs this node.
     protected: why it is never touched (opt-out label, control plane, the collector's host), "" for no reason.
+    gpu_uuids: the GPUs that it has; one that is not among them is never reset.
     """
 
     node: str
@@ -93,6 +96,7 @@ class NodeState:
     remediator: str = ""
     protected: str = ""
     jobs: tuple[str, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,11 @@ class JobState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """An action that had, or may have had, an effect. open: it holds still (a node that we hold)."""
+    """An action that had, or may have had, an effect. open: it holds still (a node that we hold).
+
+    case: its proposal's; "" makes it a case of its own. jobs: the running jobs that it ended, as its verdict
+    said; None where that is not known: then one is counted for each that had GPUs.
+    """
 
     id: str
     kind: Kind
@@ -124,36 +132,21 @@ class Past:
     gpus: int
     at_ns: int
     open: bool = False
+    case: str = ""
+    jobs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """The right to act: generation grows with each new holder; after until_ns it is nobody's."""
+    """The right to act: generation (from 1) grows with each new holder; after until_ns it is nobody's.
+
+    lease_s: how long a renewal lasts at most; half of it must be left when an action is allowed.
+    """
 
     holder: str
     generation: int
     until_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The safety limits (DESIGN: budgets, breaker, blind spot). Shares are 0 to 1, times are seconds."""
-
-    jobs_an_hour: int = 1
-    gpus_share_an_hour: float = 0.01
-    job_stops_an_hour: int = 1
-    job_stops_a_day: int = 3
-    job_gpus_without_approval: int = 64
-    unavailable_share: float = 0.05
-    unavailable_max: int = 10
-    domain_pause_s: float = 1800.0
-    node_attempts_a_day: int = 3
-    storm_nodes: int = 3
-    storm_share: float = 0.10
-    storm_domains: int = 2
-    storm_window_s: float = 600.0
-    silent_nodes: int = 2
-    silent_share: float = 0.20
+    lease_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +156,8 @@ class FleetState:
     nodes: the registered inventory, silent nodes included: the denominator of every share. paused: who and
     why, "" when not. actionable: (node, ns) of every fault that asked for an action, newest window at least.
     breaker_ns: when the storm breaker tripped, 0 when it is closed; a person closes it. others: another
-    remediator seen on the fleet whose nodes are not split from ours by label, "" for none.
+    remediator seen on the fleet whose nodes are not split from ours by label, "" for none. jumped_ns: how
+    far the wall clock leapt forward within the last day, by the monotonic clock: windows are so much longer.
     """
 
     mode: Mode | None
@@ -177,6 +171,7 @@ class FleetState:
     others: str | None = None
     fence: Fence | None = None
     limits: Limits = field(default_factory=Limits)
+    jumped_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +189,7 @@ class Verdict:
 
     effect: what the mode makes of an allowed proposal: none (observe: only said), recommend (a person
     approves first) or act. It is no part of the decision: gates and numbers are the same in every mode.
-    needs_approval: a person must approve even in act.
+    needs_approval: a person must approve even in act. interrupts: the running jobs that it ends (Past.jobs).
     """
 
     allowed: bool
@@ -203,6 +198,7 @@ class Verdict:
     effect: Literal["none", "recommend", "act"]
     needs_approval: bool = False
     trips_breaker: bool = False
+    interrupts: tuple[str, ...] = ()
 
 
 ActionState = Literal[
