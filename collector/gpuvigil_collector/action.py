@@ -219,7 +219,10 @@ ENDED: Final[frozenset[ActionState]] = frozenset({"denied", "would", "done", "fa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts)."""
+    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts).
+
+    interrupts: the running jobs that it ends, as its verdict said.
+    """
 
     proposal: Proposal
     state: ActionState
@@ -227,6 +230,7 @@ class Action:
     generation: int = 0
     before: str = ""
     outcome: str = ""
+    interrupts: tuple[str, ...] = ()
     decided_ns: int = 0
     changed_ns: int = 0
 

@@ -78,7 +78,9 @@ class Policy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
         return self.class_[fault_class]
 
     def playbook_for(self, fault_class: str, severity: Severity, partition: str = "") -> str:
-        """Name the playbook that an incident leads to: `tell` where it is not grave enough."""
+        """Name the playbook that an incident leads to: `tell` where it is not grave, or of no class."""
+        if fault_class not in self.class_:  # of another version of ours
+            return "tell"
         row = self.row(fault_class, partition)
         grave = SEVERITIES.index(severity) >= SEVERITIES.index(row.severity)
         return row.playbook if grave else "tell"

@@ -18,6 +18,7 @@ from gpuvigil_collector.policy import Policy
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.hands import SafeHands, Scenery
 from gpuvigil_collector.repair.walk import Scene, Walk
+from gpuvigil_detectors.base import FactEvent
 from gpuvigil_protos import entity as names
 
 CASES_MAX: Final = 2000
@@ -35,6 +36,7 @@ class RepairDesk:
         self._seen = {(case.incident, case.playbook) for case in self.kept.cases.values()}
         self._asked: deque[tuple[Callable[[RepairDesk, int], Any], Future[Any]]] = deque()
         self._lock = threading.Lock()
+        self.drills: list[FactEvent] = []
 
     def ask(self, what: Callable[[RepairDesk, int], Any]) -> Future[Any]:
         """Have `what` called with the desk and the time at the next tick; the future gets what it returns."""
@@ -48,14 +50,16 @@ class RepairDesk:
 
     def tick(self, scenery: Scenery) -> None:
         """Hear operators and the executor, open cases, take each forward, keep what changed."""
-        now_ns, self.hands.scenery = scenery.now_ns, scenery
+        now_ns = scenery.now_ns
+        self.hands.look_at(scenery)
         self._hear(now_ns)
         for action in self.hands.executor.results() if self.hands.executor is not None else ():
             self.hands.take(action)
         if self.kept.marks is not None:
             self.kept.marks.expire(now_ns)
+        busy = {(case.node, case.synthetic) for case in self.running}
         for incident in scenery.open.values():
-            self._open(incident, now_ns)
+            self._open(incident, busy, now_ns)
         scene = Scene(now_ns=now_ns, open=scenery.open, jobs=self._jobs_on, troubled=self._troubled)
         for case in self.running:
             self._walk.advance(case, scene)
@@ -78,6 +82,11 @@ class RepairDesk:
             if case.opened_ns >= since_ns and not case.synthetic
         )
 
+    def take_drills(self) -> tuple[FactEvent, ...]:
+        """Return the synthetic events that operators asked for since the last call."""
+        drills, self.drills = tuple(self.drills), []
+        return drills
+
     def acts(self, playbook: str) -> bool:
         """Whether a playbook does more than tell people."""
         return any(step.do not in HARMLESS for step in self.policy.playbook[playbook].steps)
@@ -94,15 +103,19 @@ class RepairDesk:
             except Exception as error:  # noqa: BLE001 - it is raised again where the answer is waited for
                 future.set_exception(error)
 
-    def _open(self, incident: Incident, now_ns: int) -> None:
-        """Begin a case where policy names a playbook that this incident has not had."""
+    def _open(self, incident: Incident, busy: set[tuple[str, bool]], now_ns: int) -> None:
+        """Begin a case where policy names a playbook that this incident has not had.
+
+        One case a node, and one drill: what is still wrong when it ends gets its own.
+        """
         partition = self._partition(incident.node)
         playbook = self.policy.playbook_for(incident.fault_class, incident.severity, partition)
         key = (incident.id, playbook)
         if key in self._seen or not incident.node or not self.acts(playbook):
             return
-        if len(self.kept.cases) >= CASES_MAX or any(case.node == incident.node for case in self.running):
-            return  # one case a node: what is still wrong when it ends gets its own
+        if len(self.kept.cases) >= CASES_MAX or (incident.node, incident.synthetic) in busy:
+            return
+        busy.add((incident.node, incident.synthetic))
         case = Case(
             id=secrets.token_hex(4), incident=incident.id, fingerprint=incident.fingerprint,
             fault_class=incident.fault_class, node=incident.node, target=incident.target,

@@ -99,6 +99,7 @@ def _node(fact: NodeFact, sources: Sources, jobs: list[str], held: bool, marks: 
         remediator=seen.remediator,
         protected=seen.protected,
         jobs=tuple(sorted({*jobs, *seen.jobs})),
+        gpu_uuids=tuple(gpu.uuid for gpu in fact.gpus),
     )
 
 

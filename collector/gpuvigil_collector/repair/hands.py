@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ from gpuvigil_collector.repair.walk import Word
 
 ACTIONS_MAX: Final = 5000
 _ASK_AGAIN_NS: Final = 5_000_000_000
+_AGAIN_A_TICK: Final = 50  # of those that were denied; what is new is always judged at once
 _SECOND_NS: Final = 1_000_000_000
 
 
@@ -87,10 +89,14 @@ class SafeHands:
     actions: dict[str, Action] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     scenery: Scenery = _NOTHING
+    decisions: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    _again: int = 0
 
     def load(self) -> None:
-        """Take back the actions of an earlier run."""
-        self.actions = {action.proposal.id: action for action in self.kept.records.actions()}
+        """Take back the actions of an earlier run that cases still wait for."""
+        names = [case.action for case in self.kept.cases.values() if case.action]
+        found = [self.kept.records.get(name) for name in names]
+        self.actions = {action.proposal.id: action for action in found if action is not None}
 
     def harmless(self, case: Case, kind: Kind) -> None:
         """Tell people, or keep evidence; changes nothing."""
@@ -215,7 +221,17 @@ class SafeHands:
         return Word("waits", f"{step.do} of {action.proposal.job or case.node}: {action.state}")
 
     def _too_soon(self, case: Case) -> bool:
-        return bool(case.asked_ns) and self.scenery.now_ns - case.asked_ns < _ASK_AGAIN_NS
+        """Whether a denied case waits still: a few seconds, and in a storm for its turn."""
+        if not case.asked_ns:
+            return False
+        if self.scenery.now_ns - case.asked_ns < _ASK_AGAIN_NS or self._again >= _AGAIN_A_TICK:
+            return True
+        self._again += 1
+        return False
+
+    def look_at(self, scenery: Scenery) -> None:
+        """Begin a tick."""
+        self.scenery, self._again = scenery, 0
 
     def _judged(self, case: Case, step: Step, job: str) -> tuple[Verdict, Proposal]:
         """Ask the kernel; a denial is told when its gate changes, not each time."""
@@ -264,17 +280,24 @@ class SafeHands:
         """Journal a decision with every gate's word, and keep the action."""
         now_ns = self.scenery.now_ns
         self.verdicts[proposal.id] = verdict
+        self.decisions[proposal.kind, state, verdict.gate] += 1
         gates = "; ".join(f"{g.name} {'ok' if g.passed else 'DENIES'} ({g.detail})" for g in verdict.gates)
         target = proposal.job or proposal.gpu or proposal.node
         self.tell(
             now_ns, f"decision_{state}", f"{proposal.id} {proposal.kind} {target}: {gates}", proposal.incident
         )
-        action = Action(proposal=proposal, state=state, decided_ns=now_ns, changed_ns=now_ns)
+        action = Action(
+            proposal=proposal,
+            state=state,
+            interrupts=verdict.interrupts,
+            decided_ns=now_ns,
+            changed_ns=now_ns,
+        )
         return self._keep(replace(action, outcome=_reason(verdict) if state == "denied" else ""))
 
     def _keep(self, action: Action) -> Action:
         self.actions[action.proposal.id] = action
-        self.kept.records.record(action)
+        self.kept.records.write(action)
         while len(self.actions) > ACTIONS_MAX:
             oldest = next(iter(self.actions))
             del self.actions[oldest]

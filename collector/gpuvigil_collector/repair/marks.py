@@ -5,9 +5,11 @@ A record that cannot be read is no record: the kernel then sees None, and denies
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
+
+from gpuvigil_collector.repair.doubt import Doubt
 
 DAY_NS: Final = 86400 * 1_000_000_000
 _RELAPSE_NS: Final = DAY_NS
@@ -46,21 +48,21 @@ class Marks(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     maintenance: dict[str, Until] = msgspec.field(default_factory=dict)
     acknowledged: dict[str, Until] = msgspec.field(default_factory=dict)
     silenced: dict[str, Until] = msgspec.field(default_factory=dict)
-    false_positives: dict[str, Until] = msgspec.field(default_factory=dict)
+    false_positives: dict[str, Doubt] = msgspec.field(default_factory=dict)
+    false_positives_ever: int = 0
     treated: list[Treated] = msgspec.field(default_factory=list)
     returned: dict[str, int] = msgspec.field(default_factory=dict)
     cleared: dict[str, int] = msgspec.field(default_factory=dict)
 
-    def expire(self, now_ns: int) -> bool:
-        """Drop what no longer holds; True when anything went."""
-        before = len(self.maintenance) + len(self.acknowledged) + len(self.silenced) + len(self.treated)
-        for table in (self.maintenance, self.acknowledged, self.silenced, self.false_positives):
+    def expire(self, now_ns: int) -> None:
+        """Drop what no longer holds."""
+        tables: tuple[dict[str, Any], ...] = (
+            self.maintenance, self.acknowledged, self.silenced, self.false_positives,
+        )  # fmt: skip
+        for table in tables:
             for key in [key for key, until in table.items() if until.until_ns <= now_ns]:
                 del table[key]
         self.treated = [one for one in self.treated if now_ns - one.at_ns < 28 * DAY_NS][-_KEPT_MAX:]
-        return before != len(self.maintenance) + len(self.acknowledged) + len(self.silenced) + len(
-            self.treated
-        )
 
     def treat(self, node: str, now_ns: int) -> None:
         """Note that we took a node out of service."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -46,8 +46,11 @@ class LimitSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fr
 
     def limits(self) -> Limits:
         """Return them as the kernel takes them."""
-        found = {field: getattr(self, field.removesuffix("_s")) for field in (f.name for f in fields(Limits))}
-        return Limits(**found)
+        found = {f.name: getattr(self, f.name.removesuffix("_s")) for f in fields(Limits)}
+        plain: dict[str, Any] = {
+            name: float(value) if isinstance(value, Seconds) else value for name, value in found.items()
+        }
+        return Limits(**plain)
 
     def check(self, where: str) -> None:
         """Raise ConfigError for a limit that is none."""

@@ -28,6 +28,7 @@ class RepairView:
     cases: tuple[Case, ...] = ()
     actions: tuple[Action, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    decisions: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     fence: Fence | None = None
     fault: str = ""
 
@@ -65,6 +66,7 @@ class Repair:
             cases=tuple(msgspec.structs.replace(case) for case in self.desk.kept.cases.values()),
             actions=tuple(hands.actions.values()),
             verdicts=dict(hands.verdicts),
+            decisions=dict(hands.decisions),
             fence=state.fence,
             fault=self.desk.kept.records.fault,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -13,7 +12,6 @@ from gpuvigil_collector.repair.marks import Marks
 from gpuvigil_protos import log
 
 _MARKS: Final = "marks"
-_CASE: Final = "case:"
 _log = log.get("repair")
 T = TypeVar("T")
 
@@ -23,32 +21,28 @@ class Records(Protocol):
 
     fault: str
 
-    def put(self, key: str, body: bytes) -> None:
-        """Keep one record, on disk when this returns; a failure is in `fault`."""
+    def put_case(self, case_id: str, body: str) -> bool:
+        """Keep one record; True once it is on disk."""
         ...
 
-    def get(self, key: str) -> bytes | None:
-        """Return one record, None when there is none."""
-        ...
-
-    def drop(self, key: str) -> None:
+    def forget_case(self, case_id: str) -> bool:
         """Forget one record."""
         ...
 
-    def all(self) -> Iterable[tuple[str, bytes]]:
-        """Return every record with its key."""
+    def cases(self) -> dict[str, str] | None:
+        """Return every record; None when they cannot be read."""
+        ...
+
+    def write(self, action: Action) -> bool:
+        """Keep an action as it is now; True once it is on disk."""
+        ...
+
+    def get(self, action_id: str) -> Action | None:
+        """Return one action."""
         ...
 
     def past(self, now_ns: int) -> tuple[Past, ...] | None:
         """Return the actions of 28 days that had, or may have had, an effect; None when unreadable."""
-        ...
-
-    def actions(self) -> Iterable[Action]:
-        """Return the newest state of the newest actions, oldest first."""
-        ...
-
-    def record(self, action: Action) -> None:
-        """Keep an action as it is now, on disk when this returns."""
         ...
 
 
@@ -59,23 +53,23 @@ class Kept:
         self.records = records
         self.cases: dict[str, Case] = {}
         self.marks: Marks | None = None
-        self._written: dict[str, bytes] = {}
+        self._written: dict[str, str] = {}
 
     def load(self) -> None:
         """Read everything; marks that cannot be read stay None, and so nothing is authorised."""
-        if self.records.fault:
+        rows = self.records.cases()
+        if rows is None:
             return
-        body = self.records.get(_MARKS)
+        body = rows.pop(_MARKS, None)
         self.marks = Marks() if body is None else self._decoded(_MARKS, body, Marks)
-        for key, row in self.records.all():
-            if key.startswith(_CASE):
-                case = self._decoded(key, row, Case)
-                if case is None:
-                    self.marks = None  # a case that is lost may hold a node: a person must look
-                else:
-                    self.cases[case.id] = case
+        for key, row in rows.items():
+            case = self._decoded(key, row, Case)
+            if case is None:
+                self.marks = None  # a case that is lost may hold a node: a person must look
+            else:
+                self.cases[case.id] = case
 
-    def _decoded(self, key: str, body: bytes, kind: type[T]) -> T | None:
+    def _decoded(self, key: str, body: str, kind: type[T]) -> T | None:
         self._written[key] = body
         try:
             return msgspec.json.decode(body, type=kind)
@@ -86,18 +80,16 @@ class Kept:
     def save(self) -> None:
         """Write what has changed."""
         if self.marks is not None:
-            self._put(_MARKS, msgspec.json.encode(self.marks))
+            self._put(_MARKS, msgspec.json.encode(self.marks).decode())
         for case in self.cases.values():
-            self._put(_CASE + case.id, msgspec.json.encode(case))
-
-    def _put(self, key: str, body: bytes) -> None:
-        if self._written.get(key) != body:
-            self.records.put(key, body)
-            if not self.records.fault:
-                self._written[key] = body
+            self._put(case.id, msgspec.json.encode(case).decode())
 
     def drop(self, case: str) -> None:
         """Forget a case that has ended."""
         if self.cases.pop(case, None) is not None:
-            self._written.pop(_CASE + case, None)
-            self.records.drop(_CASE + case)
+            self._written.pop(case, None)
+            self.records.forget_case(case)
+
+    def _put(self, key: str, body: str) -> None:
+        if self._written.get(key) != body and self.records.put_case(key, body):
+            self._written[key] = body

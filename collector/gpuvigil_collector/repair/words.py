@@ -5,12 +5,16 @@ All run in the brain's thread, through RepairDesk.ask. UnheardError says what wa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.desk import RepairDesk
+from gpuvigil_collector.repair.doubt import Doubt, levels_of
 from gpuvigil_collector.repair.marks import Marks, Until
+from gpuvigil_detectors.base import FactEvent
 from gpuvigil_protos import entity as names
 
 Word = Callable[[RepairDesk, int], dict[str, Any]]
@@ -18,6 +22,8 @@ _SECOND_NS: Final = 1_000_000_000
 _WHY_MAX: Final = 300
 _HOLDS_MAX_S: Final = 30 * 86400.0
 _FOR_EVER_NS: Final = 1 << 62
+_XID: Final = re.compile(r"xid=([0-9]{1,4})\Z")
+_XID_MAX: Final = 999
 
 
 class UnheardError(Exception):
@@ -114,20 +120,63 @@ def end_maintenance(node: str, by: str, why: str) -> Word:
 
 
 def mark(what: str, incident: str, seconds: float, by: str, why: str) -> Word:
-    """Acknowledge or silence an incident, or say that it is a false positive, for a stated time."""
+    """Acknowledge or silence an incident for a stated time."""
 
     def word(desk: RepairDesk, now_ns: int) -> dict[str, Any]:
-        found = desk.hands.scenery.open.get(incident)
-        if found is None:
-            raise UnheardError("incident", "an open incident", incident)
-        tables = {
-            "acknowledge": _marks(desk).acknowledged, "silence": _marks(desk).silenced,
-            "false_positive": _marks(desk).false_positives,
-        }  # fmt: skip
+        marks, found = _marks(desk), _open(desk, incident)
+        tables = {"acknowledge": marks.acknowledged, "silence": marks.silenced}
         tables[what][found.fingerprint] = _until(now_ns, seconds, by, why)
         return _told(desk, now_ns, what, by, why, incident)
 
     return word
+
+
+def doubt(incident: str, seconds: float, by: str, why: str) -> Word:
+    """Say that an incident is a false positive: its series are believed less for a while."""
+
+    def word(desk: RepairDesk, now_ns: int) -> dict[str, Any]:
+        marks, found = _marks(desk), _open(desk, incident)
+        until = _until(now_ns, seconds, by, why)
+        marks.false_positives_ever += found.fingerprint not in marks.false_positives
+        marks.false_positives[found.fingerprint] = Doubt(
+            by=by, why=until.why, since_ns=now_ns, until_ns=until.until_ns, levels=levels_of(found.findings)
+        )
+        return _told(desk, now_ns, "false_positive", by, why, incident)
+
+    return word
+
+
+def drill(node: str, what: str, by: str) -> Word:
+    """Rehearse a fault end to end: a synthetic Xid, judged as a real one, that never reaches an actuator."""
+
+    def word(desk: RepairDesk, now_ns: int) -> dict[str, Any]:
+        found = _XID.match(what)
+        if found is None or int(found[1]) > _XID_MAX:
+            raise UnheardError("what", "xid=NUMBER", what)
+        _known(desk, node)
+        nodes = desk.hands.scenery.state.nodes
+        gpus = nodes[node].gpu_uuids if nodes is not None else ()
+        if not gpus:
+            raise UnheardError("node", "a node with GPUs", node)
+        event = FactEvent(
+            node=node, time_ns=now_ns, kind="xid", origin="driver", entity=names.gpu(gpus[0]),
+            code=int(found[1]), text=f"drill by {by}", synthetic=True,
+        )  # fmt: skip
+        desk.drills.append(event)
+        return _told(desk, now_ns, "drill", by, f"{what} on {node}") | {
+            "node": node,
+            "gpu": gpus[0],
+            "at_ns": now_ns,
+        }
+
+    return word
+
+
+def _open(desk: RepairDesk, incident: str) -> Incident:
+    found = desk.hands.scenery.open.get(incident)
+    if found is None:
+        raise UnheardError("incident", "an open incident", incident)
+    return found
 
 
 def give_back(node: str, by: str) -> Word:

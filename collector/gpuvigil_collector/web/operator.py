@@ -28,10 +28,11 @@ _log = log.get("web")
 
 
 class Said(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The body of every write. seconds: how long it holds, where it holds for a time."""
+    """The body of every write. seconds: how long it holds, where it holds for a time. what: of a drill."""
 
     why: str = ""
     seconds: float = 3600.0
+    what: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,9 @@ _WRITES: Final[dict[str, _Write]] = {
         "operator", lambda it, said, by: words.mark("silence", it, said.seconds, by, said.why)
     ),
     "/api/v1/incidents/{id}/false-positive": _Write(
-        "operator", lambda it, said, by: words.mark("false_positive", it, said.seconds, by, said.why)
+        "operator", lambda it, said, by: words.doubt(it, said.seconds, by, said.why)
     ),
+    "/api/v1/nodes/{id}/drill": _Write("operator", lambda it, said, by: words.drill(it, said.what, by)),
 }
 PATHS: Final = tuple(_WRITES)
 
