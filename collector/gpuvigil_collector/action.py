@@ -113,7 +113,11 @@ class JobState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """An action that had, or may have had, an effect. open: it holds still (a node that we hold)."""
+    """An action that had, or may have had, an effect. open: it holds still (a node that we hold).
+
+    case: its proposal's; "" makes it a case of its own. jobs: the running jobs that it ended, as its verdict
+    said; None where that is not known: then one is counted for each that had GPUs.
+    """
 
     id: str
     kind: Kind
@@ -124,15 +128,22 @@ class Past:
     gpus: int
     at_ns: int
     open: bool = False
+    case: str = ""
+    jobs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """The right to act: generation grows with each new holder; after until_ns it is nobody's."""
+    """The right to act: generation (from 1) grows with each new holder; after until_ns it is nobody's.
+
+    until_ns is now plus what the monotonic clock says is left: no jump of the wall clock may lengthen it.
+    lease_s: how long a renewal lasts at most; half of it must be left when an action is allowed.
+    """
 
     holder: str
     generation: int
     until_ns: int
+    lease_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +205,7 @@ class Verdict:
 
     effect: what the mode makes of an allowed proposal: none (observe: only said), recommend (a person
     approves first) or act. It is no part of the decision: gates and numbers are the same in every mode.
-    needs_approval: a person must approve even in act.
+    needs_approval: a person must approve even in act. interrupts: the running jobs that it ends (Past.jobs).
     """
 
     allowed: bool
@@ -203,6 +214,7 @@ class Verdict:
     effect: Literal["none", "recommend", "act"]
     needs_approval: bool = False
     trips_breaker: bool = False
+    interrupts: tuple[str, ...] = ()
 
 
 ActionState = Literal[
@@ -223,7 +235,12 @@ ENDED: Final[frozenset[ActionState]] = frozenset({"denied", "would", "done", "fa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts)."""
+    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts).
+
+    outcome: for people; once it is issued, not empty means that the actuator took it. actuator: whose it is,
+    also after a restart with another configuration. domain, partition: of the node, when it was decided.
+    interrupts: the running jobs that it ends, as its verdict said. issued_ns: 0 before it was issued.
+    """
 
     proposal: Proposal
     state: ActionState
@@ -233,6 +250,11 @@ class Action:
     outcome: str = ""
     decided_ns: int = 0
     changed_ns: int = 0
+    issued_ns: int = 0
+    actuator: str = ""
+    domain: str = ""
+    partition: str = ""
+    interrupts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
