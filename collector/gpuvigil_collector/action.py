@@ -1,7 +1,7 @@
 """The nouns of repair: evidence, proposal, verdict, action, and what an actuator must do.
 
-policy.py turns incidents into Proposals, safety.py judges each against a FleetState, execute.py alone carries
-out what was allowed, through an Actuator. Nothing here has an effect. Times are ns, UTC.
+safety.py judges each Proposal against a FleetState, execute.py alone carries out, through an Actuator, what
+was allowed. Nothing here has an effect. Times are ns, UTC.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from .safety_limits import Limits as Limits  # noqa: PLC0414 - one of the nouns
+from .agent_call import AgentCall as AgentCall  # noqa: PLC0414 - one of the nouns
+from .agent_call import Answer as Answer  # noqa: PLC0414 - the same
+from .safety_limits import Limits as Limits  # noqa: PLC0414 - the same
 
 Mode = Literal["observe", "recommend", "act"]
 Kind = Literal[
@@ -27,10 +29,8 @@ Kind = Literal[
     "hand_over",  # a person decides; changes nothing
 ]
 HARMLESS: Final = frozenset({"notify", "capture_evidence", "hand_over"})
-INTERRUPTS: Final = frozenset({"stop_job", "move_job", "reset_gpu", "reboot"})
-"""Kinds that end running work. A hold ends none: what runs goes on."""
-ON_JOB: Final = frozenset({"checkpoint", "stop_job", "move_job"})
-"""Kinds whose target is a job; `node` then names where the fault is."""
+INTERRUPTS: Final = frozenset({"stop_job", "move_job", "reset_gpu", "reboot"})  # these end running work
+ON_JOB: Final = frozenset({"checkpoint", "stop_job", "move_job"})  # `node` then names where the fault is
 
 TrustOrigin = Literal["driver", "host", "fabric", "scheduler", "peers", "job", "agent", "statistics"]
 """Whose word it is. The driver's events and the kernel log are one origin; all that a job says is one."""
@@ -140,6 +140,7 @@ class Past:
 class Fence:
     """The right to act: generation (from 1) grows with each new holder; after until_ns it is nobody's.
 
+    until_ns is now plus what the monotonic clock says is left: no jump of the wall clock may lengthen it.
     lease_s: how long a renewal lasts at most; half of it must be left when an action is allowed.
     """
 
@@ -221,7 +222,9 @@ ENDED: Final[frozenset[ActionState]] = frozenset({"denied", "would", "done", "fa
 class Action:
     """A proposal and what became of it. before: what a look told before the effect (boot id, restarts).
 
-    interrupts: the running jobs that it ends, as its verdict said.
+    outcome: for people; once it is issued, not empty means that the actuator took it. actuator: whose it is,
+    also after a restart with another configuration. domain, partition: of the node, when it was decided.
+    interrupts: the running jobs that it ends, as its verdict said. issued_ns: 0 before it was issued.
     """
 
     proposal: Proposal
@@ -230,9 +233,13 @@ class Action:
     generation: int = 0
     before: str = ""
     outcome: str = ""
-    interrupts: tuple[str, ...] = ()
     decided_ns: int = 0
     changed_ns: int = 0
+    issued_ns: int = 0
+    actuator: str = ""
+    domain: str = ""
+    partition: str = ""
+    interrupts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,20 +284,4 @@ class Actuator(Protocol):
         Raises RefusedError or AmbiguousError, nothing else. Already in place and ours: a success.
         Refuses what is foreign.
         """
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What an agent made of a command. accepted False: it refused, `outcome` says why."""
-
-    accepted: bool
-    outcome: str
-
-
-class AgentCall(Protocol):
-    """Sends one command to a node's agent and waits for its answer."""
-
-    def __call__(self, node: str, verb: str, arguments: Mapping[str, str], deadline_s: float) -> Answer:
-        """Return the answer. Raises AmbiguousError when none came in time, RefusedError when not sent."""
         ...

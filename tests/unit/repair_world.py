@@ -20,7 +20,8 @@ from gpuvigil_collector.action import (
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.desk import RepairDesk
-from gpuvigil_collector.repair.hands import SafeHands, Scenery
+from gpuvigil_collector.repair.hands import SafeHands
+from gpuvigil_collector.repair.needs import Scenery
 from gpuvigil_collector.repair.store import Kept
 from gpuvigil_collector.repair.walk import Word
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import time
@@ -52,7 +53,7 @@ def run(argv: Sequence[str], *, deadline_s: float, environment: Mapping[str, str
         raise RefusedError(f"{argv[0]} was not started: {deadline_s:.2f} s are left for it")
     try:
         process = subprocess.Popen(
-            list(argv),
+            _bounded(argv, deadline_s),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -60,7 +61,7 @@ def run(argv: Sequence[str], *, deadline_s: float, environment: Mapping[str, str
             cwd="/",
             start_new_session=True,  # its whole family can be killed
         )
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a NUL in an argument
         raise RefusedError(f"{argv[0]} could not be started: {error}") from error
     with process.stdout or contextlib.nullcontext(), process.stderr or contextlib.nullcontext():
         return _wait(process, argv[0], deadline_s)
@@ -72,10 +73,21 @@ def within(fence: Fence, deadline_s: float, now_ns: int) -> float:
     A leader that stops here and wakes up later has no lease then; a program of its own must have ended by
     then too. Raises RefusedError when too little is left.
     """
-    left_s = (fence.until_ns - now_ns) / 1e9
+    left_s = min((fence.until_ns - now_ns) / 1e9, fence.lease_s)
     if left_s * 0.49 < _LEAST_S:
         raise RefusedError(f"the lease of generation {fence.generation} ends in {left_s:.1f} s")
     return min(deadline_s, left_s * 0.49)
+
+
+def _bounded(argv: Sequence[str], deadline_s: float) -> list[str]:
+    """Put coreutils' timeout in front: it ends the program even while we are stopped, or were killed.
+
+    Raises OSError where there is no such program, as starting it would have.
+    """
+    program = shutil.which(argv[0], path=PATH)
+    if program is None:
+        raise FileNotFoundError(f"no such program: {argv[0]}")
+    return ["timeout", "-s", "KILL", f"{deadline_s + _POLL_S:.3f}", program, *argv[1:]]
 
 
 def _wait(process: subprocess.Popen[bytes], name: str, deadline_s: float) -> Ran:

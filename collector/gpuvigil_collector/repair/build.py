@@ -11,8 +11,9 @@ from gpuvigil_collector.action import Fence
 from gpuvigil_collector.journal import Journal, Note
 from gpuvigil_collector.repair.desk import RepairDesk
 from gpuvigil_collector.repair.fleet import SchedulerView
-from gpuvigil_collector.repair.hands import Executor, SafeHands
+from gpuvigil_collector.repair.hands import SafeHands
 from gpuvigil_collector.repair.keep import Evidence
+from gpuvigil_collector.repair.needs import Executor
 from gpuvigil_collector.repair.saving import Saving
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.repair.stage import Repair

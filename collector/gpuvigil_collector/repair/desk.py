@@ -16,7 +16,8 @@ from gpuvigil_collector.action import HARMLESS
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.policy import Policy
 from gpuvigil_collector.repair.case import Case
-from gpuvigil_collector.repair.hands import SafeHands, Scenery
+from gpuvigil_collector.repair.hands import SafeHands
+from gpuvigil_collector.repair.needs import Scenery
 from gpuvigil_collector.repair.walk import Scene, Walk
 from gpuvigil_detectors.base import FactEvent
 from gpuvigil_protos import entity as names

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
 from gpuvigil_collector.action import (
     ON_JOB,
@@ -21,6 +21,7 @@ from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.policy import Step
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.evidence import signals_of
+from gpuvigil_collector.repair.needs import NOTHING, Executor, Saves, Scenery
 from gpuvigil_collector.repair.store import Kept
 from gpuvigil_collector.repair.walk import Word
 
@@ -28,47 +29,6 @@ ACTIONS_MAX: Final = 5000
 _ASK_AGAIN_NS: Final = 5_000_000_000
 _AGAIN_A_TICK: Final = 50  # of those that were denied; what is new is always judged at once
 _SECOND_NS: Final = 1_000_000_000
-
-
-class Executor(Protocol):
-    """Has effects (execute.py). kinds: those that an actuator is configured for."""
-
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """What it can do here."""
-        ...
-
-    def submit(self, action: Action) -> None:
-        """Take one action that was allowed; it is carried out in another thread."""
-        ...
-
-    def results(self) -> list[Action]:
-        """Return the actions that have ended since the last call."""
-        ...
-
-
-class Saves(Protocol):
-    """Asks jobs for checkpoints, once for each incident (repair/saving.py)."""
-
-    def begin(self, job: str, by: str) -> None:
-        """Ask a job for an incident."""
-        ...
-
-    def stands(self, job: str, by: str) -> Word:
-        """Say how that goes."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenery:
-    """What one tick hands over: the time, the open incidents, the fleet."""
-
-    now_ns: int
-    open: Mapping[str, Incident]
-    state: FleetState
-
-
-_NOTHING: Final = Scenery(now_ns=0, open={}, state=FleetState(mode=None))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,7 +48,7 @@ class SafeHands:
     approval_s: float
     actions: dict[str, Action] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    scenery: Scenery = _NOTHING
+    scenery: Scenery = NOTHING
     decisions: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     _again: int = 0
 
@@ -145,13 +105,9 @@ class SafeHands:
             if action is None:
                 return Word("lost", f"the record of {case.action} is lost: look before anything is done")
             return self._stands(case, step, action)
-        if self.executor is None or step.do not in self.executor.kinds:
-            return Word("failed", f"nothing is configured here that can {step.do}")
-        return (
-            Word("waits", case.waits) if self._too_soon(case) else self._begin(case, step, job, self.executor)
-        )
+        return Word("waits", case.waits) if self._too_soon(case) else self._begin(case, step, job)
 
-    def _begin(self, case: Case, step: Step, job: str, executor: Executor) -> Word:
+    def _begin(self, case: Case, step: Step, job: str) -> Word:
         """Ask the kernel, and do what verdict and mode allow."""
         verdict, proposal = self._judged(case, step, job)
         if not verdict.allowed:
@@ -159,11 +115,14 @@ class SafeHands:
         if verdict.effect == "none":
             self._decided(proposal, "would", verdict)
             return Word("would", f"would {step.do} {job or proposal.node}: allowed, and the mode is observe")
+        if self.executor is None or step.do not in self.executor.kinds:
+            self._decided(proposal, "failed", verdict)
+            return Word("lost", f"nothing is configured here that can {step.do}")
         case.action = proposal.id
         if verdict.effect == "recommend" or verdict.needs_approval:
             self._decided(proposal, "awaiting", verdict)
             return Word("waits", f"a person's approval of {proposal.id}")
-        executor.submit(self._decided(proposal, "proposed", verdict))
+        self.executor.submit(self._decided(proposal, "proposed", verdict))
         return Word("waits", f"{step.do} of {job or proposal.node} is under way")
 
     def approve(self, action_id: str, by: str, now_ns: int) -> Action:
@@ -286,7 +245,10 @@ class SafeHands:
         self.tell(
             now_ns, f"decision_{state}", f"{proposal.id} {proposal.kind} {target}: {gates}", proposal.incident
         )
+        known = (self.scenery.state.nodes or {}).get(proposal.node)
         action = Action(
+            domain=known.domain if known else "",
+            partition=known.partition if known else "",
             proposal=proposal,
             state=state,
             interrupts=verdict.interrupts,

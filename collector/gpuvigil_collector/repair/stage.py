@@ -12,8 +12,8 @@ from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.desk import RepairDesk
 from gpuvigil_collector.repair.fleet import SchedulerView, Sources, with_fleet
-from gpuvigil_collector.repair.hands import Scenery
 from gpuvigil_collector.repair.marks import Marks
+from gpuvigil_collector.repair.needs import Scenery
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_detectors.base import NodeFact
 from gpuvigil_detectors.training.jobs import Job
