@@ -18,6 +18,7 @@ from rich.table import Table
 
 from gpuvigil_cli.client import Client, CliError, Json
 from gpuvigil_cli.connection import connected
+from gpuvigil_cli.drill import drill
 from gpuvigil_cli.text import clean, markup, since
 from gpuvigil_collector import policy as policies
 from gpuvigil_protos.settings import ConfigError, parse_seconds
@@ -34,7 +35,8 @@ _NAME = re.compile(r"[A-Za-z0-9._:-]{1,300}\Z")
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (
-        actions, approve, reject, pause, resume, maint, acknowledge, false_positive, silence, close_breaker,
+        actions, approve, reject, pause, resume, maint, drill, acknowledge, false_positive, silence,
+        close_breaker,
     ):  # fmt: skip
         app.command(command.__name__.replace("_", "-"))(connected(command))
     app.command("return")(connected(give_back))
