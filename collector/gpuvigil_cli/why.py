@@ -69,13 +69,15 @@ def _decisions(console: Console, actions: list[Json]) -> None:
     for row in sorted(actions, key=lambda one: quantity(one.get("decided_ns"))):
         target = row.get("job") or row.get("gpu") or row.get("node")
         by = f", approved by {markup(row.get('approved_by'), 80)}" if row.get("approved_by") else ""
-        console.print(f"  {clock(row.get('decided_ns'))} {markup(row.get('kind'), 40)} of {markup(target, 200)}: "
+        what = f"{markup(row.get('kind'), 40)} of {markup(target, 200)}"
+        console.print(f"  {clock(row.get('decided_ns'))} {what}: "
                       f"{markup(row.get('state'), 40)}{by} [{markup(row.get('id'), 120)}]")  # fmt: skip
         if row.get("outcome"):
             indented(console, 5, markup(row.get("outcome"), 400))
         for gate in row.get("gates") or []:
             word = "ok    " if gate.get("passed") else "DENIES"
-            indented(console, 5, f"{word} {markup(gate.get('name'), 40)}: {markup(gate.get('detail'), 300)}")
+            said = markup(gate.get("detail"), 300)
+            indented(console, 5, f"{word} {markup(gate.get('name'), 40)}: {said}")
 
 
 def _similar(console: Console, rows: list[Json]) -> None:
