@@ -162,9 +162,9 @@ def _workload(question: Question) -> Gate:
     against = [f"{n.node} is protected: {shown(n.protected)}" for n in question.touched() if n.protected]
     if not isinstance(question.state.jobs, Mapping):
         raise Unknown("the jobs are not known")
+    here, ends = () if question.kind in ON_JOB else question.live_on_node(), question.interrupted()
     if question.kind == "validate":
-        against += [f"job {job.job} runs there" for job in question.live_on_node()]
-    ends = question.interrupted()
+        against += [f"job {job.job} runs there" for job in here]
     targets = (question.job(question.proposal.job),) if question.kind in INTERRUPTS & ON_JOB else ()
     against += [
         f"job {j.job}: {shown(r)}" for j in {j.job: j for j in (*ends, *targets)}.values() for r in j.refusals

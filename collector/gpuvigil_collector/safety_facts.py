@@ -119,7 +119,7 @@ class Question:
         """One job, checked against the inventory; raises Unknown."""
         if not isinstance(self.state.jobs, Mapping):
             raise Unknown("the jobs are not known")
-        job = self.state.jobs.get(name)
+        job = self.state.jobs.get(text(name, "a job's name"))
         if type(job) is not JobState or job.job != name:
             raise Unknown(f"job {shown(name)} is not known")
         count(job.gpus, f"job {name}: gpus")
@@ -139,7 +139,7 @@ class Question:
         """The running jobs of the target's node; raises Unknown where node and jobs do not agree."""
         here = self.node
         listed = [self.job(name) for name in here.jobs]
-        for job in self.state.jobs.values() if self.state.jobs else ():
+        for job in (self.state.jobs or {}).values():
             if here.node in job.nodes and not job.dead and job.job not in here.jobs:
                 raise Unknown(
                     f"job {shown(job.job)} says that it runs on {here.node}, which does not know it"
