@@ -140,6 +140,7 @@ class Past:
 class Fence:
     """The right to act: generation (from 1) grows with each new holder; after until_ns it is nobody's.
 
+    until_ns is now plus what the monotonic clock says is left: no jump of the wall clock may lengthen it.
     lease_s: how long a renewal lasts at most; half of it must be left when an action is allowed.
     """
 

@@ -204,7 +204,7 @@ GATES: Final[tuple[tuple[str, frozenset[str], Callable[[Question], Gate]], ...]]
     ("target", KINDS, _target),
     ("ownership", _NODES, _ownership),
     ("evidence", _ALL, _evidence),
-    ("budgets", _NODES, _budgets),
+    ("budgets", _ALL, _budgets),
     ("storm breaker", _NODES, _breaker),
     ("blind spot", _NODES, _blind_spot),
     ("workload", _ALL, _workload),
@@ -256,7 +256,7 @@ def authorise(state: FleetState, proposal: Proposal, now_ns: int) -> Verdict:
     trips = _trips(question)
     if denied:
         return Verdict(allowed=False, gate=denied, gates=gates, effect="none", trips_breaker=trips)
-    asks = question.kind in _NODES and _asks(question)
+    asks = question.kind not in HARMLESS and _asks(question)
     return Verdict(
         allowed=True,
         gate="",

@@ -204,7 +204,5 @@ BUDGETS: Final[tuple[Callable[[Books], Line], ...]] = (
 def compare(question: Question) -> tuple[Line, ...]:
     """Return every budget compared; raises Unknown when the record or the limits are not sane."""
     limits, past = checked_limits(question.state.limits), checked_past(question)
-    if question.kind not in CONSUMES:
-        return (Line(passed=True, says="takes and interrupts nothing"),)
     books = Books(question=question, limits=limits, past=past, ends=question.interrupted())
-    return tuple(budget(books) for budget in BUDGETS)
+    return tuple(budget(books) for budget in (BUDGETS if question.kind in CONSUMES else (_once,)))

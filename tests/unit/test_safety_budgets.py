@@ -1,4 +1,4 @@
-"""Budgets of the safety kernel at their bounds, and the floor: one true fault is always repaired to its end."""
+"""Budgets of the safety kernel at their bounds, and the floor: one true fault is repaired to its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from unit.safety_world import (
 
 from gpuvigil_collector.action import Limits, Past
 
-WIDE = Limits(jobs_an_hour=99, gpus_share_an_hour=1.0, unavailable_share=1.0, unavailable_max=99, domain_pause_s=0)
+WIDE = Limits(
+    jobs_an_hour=99, gpus_share_an_hour=1.0, unavailable_share=1.0, unavailable_max=99, domain_pause_s=0
+)
 
 
 def after(of, *done, **limits):
@@ -71,7 +73,10 @@ def test_a_first_job_beyond_the_hours_share_is_a_persons_to_allow():
     verdict = judge(wide, ask("move_job", gpus=16))
     assert verdict.allowed and verdict.needs_approval and verdict.effect == "recommend"
     assert judge(wide, ask("move_job", gpus=16, approved_by="ann")).effect == "act"
-    assert judge(after(wide, ended(gpus=1), jobs_an_hour=9), ask("move_job", gpus=16, approved_by="ann")).gate == "budgets"
+    assert (
+        judge(after(wide, ended(gpus=1), jobs_an_hour=9), ask("move_job", gpus=16, approved_by="ann")).gate
+        == "budgets"
+    )
 
 
 @pytest.mark.parametrize(("gpus", "asks"), [(64, False), (65, True)])
@@ -98,8 +103,10 @@ def test_a_job_is_stopped_once_an_hour_and_three_times_a_day():
 
 def test_one_cases_own_stops_of_a_running_job_are_counted_each():
     wide = replace(with_job(size=200), limits=replace(WIDE, node_attempts_a_day=99))
-    own = [ended("j1", ago=ago, name="n0", kind=kind, case="case-1") for ago, kind in
-           [(2 * HOUR, "stop_job"), (4 * HOUR, "move_job"), (6 * HOUR, "stop_job")]]  # fmt: skip
+    own = [
+        ended("j1", ago=ago, name="n0", kind=kind, case="case-1")
+        for ago, kind in [(2 * HOUR, "stop_job"), (4 * HOUR, "move_job"), (6 * HOUR, "stop_job")]
+    ]
     assert judge(replace(wide, past=tuple(own)), ask("move_job")).gate == "budgets"
 
 
@@ -110,7 +117,9 @@ def test_a_job_that_dies_at_each_start_is_parked():
     assert judge(replace(dead, past=tuple(starts)), ask("move_job", evidence=(JOB,))).gate == "budgets"
 
 
-@pytest.mark.parametrize(("size", "most"), [(2, 1), (20, 1), (39, 1), (40, 2), (100, 5), (140, 7), (200, 10), (1000, 10)])
+@pytest.mark.parametrize(
+    ("size", "most"), [(2, 1), (20, 1), (39, 1), (40, 2), (100, 5), (140, 7), (200, 10), (1000, 10)]
+)
 def test_nodes_held_are_at_most_five_percent_and_ten(size, most):
     of = held(state(fleet(size)), *(f"n{i}" for i in range(1, most)))
     assert judge(of, ask()).allowed
@@ -168,6 +177,10 @@ def test_attempts_at_a_node_are_three_a_day():
 def test_an_id_is_used_once():
     used = past("hold", "n9", 20 * HOUR, id="hold-1")
     assert judge(after(state(), used), ask()).gate == "budgets"
+    for kind in ("checkpoint", "validate", "release", "move_job"):
+        of = after(held(with_job(dead=kind == "validate"), "n0"), replace(used, id=f"{kind}-1"))
+        assert judge(of, ask(kind)).gate == "budgets"
+        assert judge(replace(of, past=None), ask(kind)).gate == "budgets"
 
 
 def test_a_proposal_that_hides_what_it_interrupts_is_refused():
@@ -200,8 +213,21 @@ def test_r1_liveness_one_true_fatal_fault_is_repaired_to_the_end(size, dead, top
         verdict = judge(of, ask(kind, id=f"a{step}", gpus=8), now)
         assert verdict.allowed and verdict.effect == "act", (kind, [g for g in verdict.gates if not g.passed])
         here = of.nodes["n0"]
-        done.append(Past(id=f"a{step}", kind=kind, node="n0", domain=here.domain, partition=here.partition, at_ns=now,
-                         job="", gpus=8, case="case-1", jobs=verdict.interrupts, open=kind == "hold"))  # fmt: skip
+        done.append(
+            Past(
+                id=f"a{step}",
+                kind=kind,
+                node="n0",
+                domain=here.domain,
+                partition=here.partition,
+                at_ns=now,
+                job="",
+                gpus=8,
+                case="case-1",
+                jobs=verdict.interrupts,
+                open=kind == "hold",
+            )
+        )
         if kind == "checkpoint":
             of = replace(of, jobs={"j1": replace(of.jobs["j1"], checkpoint="saved")})
         if kind == "hold":
