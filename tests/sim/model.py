@@ -184,6 +184,7 @@ def wild(rng: random.Random, world: World, asked: Proposal, past: list[Past], cl
         {"evidence": (signal(rng, clock_ns, origin="job"),)},
         {"evidence": (signal(rng, clock_ns, origin="driver", fatal=True, synthetic=True),)},
         {"synthetic": True},
+        {"synthetic": True, "evidence": tuple(replace(each, synthetic=True) for each in asked.evidence)},
         {"gpus": 0},
         {"case": f"case-{rng.randrange(10**6)}"},
         {"node": node},

@@ -52,6 +52,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1500)
     given = parser.parse_args()
     alive = 0
+    with tempfile.TemporaryDirectory() as folder:
+        whole = {"name": "none", "file": "safety", "old": "authorise", "new": "authorise"}
+        if any(try_one(whole, given.seeds, Path(folder))):
+            print("the kernel is red without a mutant")
+            return 2
     print(f"{'mutant':<42}{'unit':>6}{'simulation':>12}")
     for mutant in MUTANTS:
         with tempfile.TemporaryDirectory() as folder:

@@ -135,7 +135,8 @@ class World:
         free = [n for n, node in self.nodes.items() if not (node.mark or node.maintenance or self.on.get(n))]
         if len(free) >= count:
             where = tuple(self.rng.sample(free, count))
-            self.start(Job(name, where, sum(self.nodes[n].gpus for n in where)))
+            whole = sum(self.nodes[n].gpus for n in where)
+            self.start(Job(name, where, self.rng.choice((1, whole, whole))))
 
     def start(self, job: Job) -> None:
         """Let a job run."""

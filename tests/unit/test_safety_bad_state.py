@@ -41,82 +41,50 @@ from gpuvigil_collector.safety_facts import Inventory
 KINDS = typing.get_args(Kind)
 
 
+JUNK_VALUES = (None, object(), -1, 1.5, "\x00", [], (None,), {"n0": None}, {1: 2}, ((1, 2, 3),), True)
+BAD_PAST = {"gpus": (-1, True), "at_ns": (0, 1.0), "kind": ("drain",), "open": (1,), "node": (None,),
+            "jobs": (["j"], (1,)), "case": (None,), "id": (None,)}  # fmt: skip
+BAD_NODE = {"gpus": (-1, None, True), "hold": (None, "mine", []), "silent": (None,), "dead": (0,),
+            "maintenance": (None,), "remediator": (None,), "protected": (None,), "jobs": (None,),
+            "domain": (None,), "partition": (None,), "node": ("n1",), "gpu_uuids": (["x"],)}  # fmt: skip
+
+
+def pairs(of):
+    """Each field with each of its values."""
+    return [(field, value) for field, values in of.items() for value in values]
+
+
+def bad_limits():
+    """Limits of which one is out of range."""
+    for field in dataclasses.fields(Limits):
+        whole = field.type == "int" or "share" in field.name
+        for value in (-1, None, True, "1", float("nan"), 1.5 if whole else float("inf")):
+            yield field.name, value
+    for name in ("unavailable_max", "storm_nodes", "storm_domains", "silent_nodes"):
+        yield name, 0
+
+
 def broken():
     """Every way in which one thing of a state is missing, old, malformed or contradicts another."""
-    of, fleet_of = with_job(), with_job().nodes
-    late = past("hold", "n5", -1)
-    for name in (
-        "mode",
-        "partition_modes",
-        "paused",
-        "nodes",
-        "jobs",
-        "past",
-        "actionable",
-        "breaker_ns",
-        "others",
-        "fence",
-        "limits",
-        "jumped_ns",
-    ):
-        for value in (None, object(), -1, 1.5, "\x00", [], (None,), {"n0": None}, {1: 2}, ((1, 2, 3),), True):
-            if not (name == "paused" and value == ""):
-                yield f"{name}={value!r}"[:40], replace(of, **{name: value})
-    yield "past in the future", replace(of, past=(late,))
+    of, nodes = with_job(), with_job().nodes
+    for field in dataclasses.fields(FleetState):
+        for value in JUNK_VALUES:
+            yield f"{field.name}={value!r}"[:40], replace(of, **{field.name: value})
+    yield "past in the future", replace(of, past=(past("hold", "n5", -1),))
     yield "past twice", replace(of, past=(past(), past()))
-    for field, value in [
-        ("gpus", -1),
-        ("gpus", True),
-        ("at_ns", 0),
-        ("at_ns", 1.0),
-        ("kind", "drain"),
-        ("open", 1),
-        ("node", None),
-        ("jobs", ["j"]),
-        ("jobs", (1,)),
-        ("case", None),
-        ("id", None),
-    ]:
+    for field, value in pairs(BAD_PAST):
         yield f"past {field}", replace(of, past=(replace(past(ago=2 * MINUTE), **{field: value}),))
     yield "finding in the future", replace(of, actionable=(("n0", NOW + 1),))
     yield "finding on no node", replace(of, actionable=(("n99", NOW - 1),))
     yield "breaker in the future", replace(of, breaker_ns=NOW + 1)
-    for field, value in [
-        ("gpus", -1),
-        ("gpus", None),
-        ("gpus", True),
-        ("hold", None),
-        ("hold", "mine"),
-        ("silent", None),
-        ("dead", 0),
-        ("maintenance", None),
-        ("remediator", None),
-        ("protected", None),
-        ("jobs", None),
-        ("domain", None),
-        ("partition", None),
-        ("node", "n1"),
-        ("gpu_uuids", ["x"]),
-    ]:
+    for field, value in pairs(BAD_NODE):
         for name in ("n0", "n7"):
-            yield (
-                f"{name} {field}",
-                replace(of, nodes=dict(fleet_of) | {name: replace(fleet_of[name], **{field: value})}),
-            )
+            bad = replace(nodes[name], **{field: value})
+            yield f"{name} {field}", replace(of, nodes=dict(nodes) | {name: bad})
     yield "inventory empty", replace(of, nodes={})
-    yield "inventory of others", replace(of, nodes=dict(fleet_of) | {"n7": "n7"})
-    for field in dataclasses.fields(Limits):
-        for value in (
-            -1,
-            None,
-            True,
-            "1",
-            float("nan"),
-            1.5 if field.type == "int" or "share" in field.name else float("inf"),
-        ):
-            yield f"limit {field.name} {value}", replace(of, limits=replace(of.limits, **{field.name: value}))
-    for field in ("unavailable_max", "storm_nodes", "storm_domains", "silent_nodes"):
-        yield f"limit {field} 0", replace(of, limits=replace(of.limits, **{field: 0}))
+    yield "inventory of others", replace(of, nodes=dict(nodes) | {"n7": "n7"})
+    for name, value in bad_limits():
+        yield f"limit {name} {value}", replace(of, limits=replace(of.limits, **{name: value}))
 
 
 def held_too(of):
