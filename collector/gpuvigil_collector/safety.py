@@ -162,9 +162,9 @@ def _workload(question: Question) -> Gate:
     against = [f"{n.node} is protected: {shown(n.protected)}" for n in question.touched() if n.protected]
     if not isinstance(question.state.jobs, Mapping):
         raise Unknown("the jobs are not known")
+    here, ends = () if question.kind in ON_JOB else question.live_on_node(), question.interrupted()
     if question.kind == "validate":
-        against += [f"job {job.job} runs there" for job in question.live_on_node()]
-    ends = question.interrupted()
+        against += [f"job {job.job} runs there" for job in here]
     targets = (question.job(question.proposal.job),) if question.kind in INTERRUPTS & ON_JOB else ()
     against += [
         f"job {j.job}: {shown(r)}" for j in {j.job: j for j in (*ends, *targets)}.values() for r in j.refusals
@@ -188,9 +188,11 @@ def _fencing(question: Question) -> Gate:
     return _gate("fencing", fence.lease_s / 2 < left_s <= fence.lease_s, detail)
 
 
-def _trips(question: Question) -> bool:
+def _trips(question: Question, gates: tuple[Gate, ...]) -> bool:
+    """Tell whether the breaker trips now; where its gate passed there is no storm."""
     try:
-        return question.state.breaker_ns == 0 and storm_of(question).storming
+        calm = question.kind in _NODES and next(g.passed for g in gates if g.name == "storm breaker")
+        return not calm and question.state.breaker_ns == 0 and storm_of(question).storming
     except (Unknown, *_MALFORMED):
         return False
 
@@ -204,7 +206,7 @@ GATES: Final[tuple[tuple[str, frozenset[str], Callable[[Question], Gate]], ...]]
     ("target", KINDS, _target),
     ("ownership", _NODES, _ownership),
     ("evidence", _ALL, _evidence),
-    ("budgets", _NODES, _budgets),
+    ("budgets", _ALL, _budgets),
     ("storm breaker", _NODES, _breaker),
     ("blind spot", _NODES, _blind_spot),
     ("workload", _ALL, _workload),
@@ -244,19 +246,27 @@ def _effect(question: Question, asks: bool) -> Literal["none", "recommend", "act
     return "recommend" if asks or (mode == "recommend" and not asked.approved_by) else "act"
 
 
+def _asked(state: FleetState, proposal: Proposal, now_ns: int) -> Question:
+    try:
+        inventory = inventory_of(state)
+    except _MALFORMED:
+        inventory = None
+    return Question(state=state, proposal=proposal, now_ns=now_ns, inventory=inventory)
+
+
 def authorise(state: FleetState, proposal: Proposal, now_ns: int) -> Verdict:
     """Return the verdict on one proposal, with every gate's word and numbers. Never raises, changes nothing.
 
     An approved proposal is asked again with `approved_by` set. Costs O(nodes), or O(what is asked) where the
     state's nodes are an Inventory.
     """
-    question = Question(state=state, proposal=proposal, now_ns=now_ns, inventory=inventory_of(state))
+    question = _asked(state, proposal, now_ns)
     gates = tuple(_judge(*row, question) for row in GATES)
     denied = next((gate.name for gate in gates if not gate.passed), "")
-    trips = _trips(question)
+    trips = _trips(question, gates)
     if denied:
         return Verdict(allowed=False, gate=denied, gates=gates, effect="none", trips_breaker=trips)
-    asks = question.kind in _NODES and _asks(question)
+    asks = question.kind not in HARMLESS and _asks(question)
     return Verdict(
         allowed=True,
         gate="",

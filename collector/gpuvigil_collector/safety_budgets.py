@@ -14,7 +14,7 @@ from typing import Final
 from .action import INTERRUPTS, ON_JOB, JobState, Limits, Past
 from .safety_facts import KINDS, Question
 from .safety_limits import checked_limits
-from .safety_values import Unknown, count, moment, part, shown, text
+from .safety_values import Unknown, count, part, shown
 
 HOUR_S: Final = 3600.0
 DAY_S: Final = 86400.0
@@ -46,19 +46,19 @@ class Books:
         return [past for past in self.past if past.at_ns > start]
 
 
-def _checked(past: object, now_ns: int) -> Past:
-    if type(past) is not Past:
-        raise Unknown("a past action is malformed")
-    who = f"past action {shown(past.id)}"
-    for value in (past.id, past.node, past.domain, past.partition, past.job, past.case):
-        text(value, f"{who}: a name")
+def _flaw(past: Past, now_ns: int) -> str:
+    words = (past.id, past.node, past.domain, past.partition, past.job, past.case)
+    if any(type(word) is not str for word in words):
+        return "a name is not known"
     if past.kind not in KINDS or type(past.open) is not bool:
-        raise Unknown(f"{who}: kind or open is malformed")
+        return "kind or open is malformed"
     if past.jobs is not None and not (type(past.jobs) is tuple and all(type(j) is str for j in past.jobs)):
-        raise Unknown(f"{who}: jobs is malformed")
-    count(past.gpus, f"{who}: gpus")
-    moment(past.at_ns, now_ns, f"{who}: its time")
-    return past
+        return "jobs is malformed"
+    if type(past.gpus) is not int or past.gpus < 0:
+        return f"gpus is {shown(past.gpus)}"
+    if type(past.at_ns) is not int or not 0 < past.at_ns <= now_ns:
+        return f"its time is {shown(past.at_ns)}: in the future, or none"
+    return ""
 
 
 def checked_past(question: Question) -> tuple[Past, ...]:
@@ -66,10 +66,14 @@ def checked_past(question: Question) -> tuple[Past, ...]:
     given = question.state.past
     if type(given) is not tuple:
         raise Unknown("what was done before is not known")
-    past = tuple(_checked(each, question.now) for each in given)
-    if len({each.id for each in past}) != len(past):
+    now_ns = question.now
+    for past in given:
+        flaw = "malformed" if type(past) is not Past else _flaw(past, now_ns)
+        if flaw:
+            raise Unknown(f"past action {shown(getattr(past, 'id', None))}: {flaw}")
+    if len({past.id for past in given}) != len(given):
         raise Unknown("two past actions have one id")
-    return past
+    return given
 
 
 def _ended(past: Past) -> tuple[str, ...]:
@@ -204,7 +208,5 @@ BUDGETS: Final[tuple[Callable[[Books], Line], ...]] = (
 def compare(question: Question) -> tuple[Line, ...]:
     """Return every budget compared; raises Unknown when the record or the limits are not sane."""
     limits, past = checked_limits(question.state.limits), checked_past(question)
-    if question.kind not in CONSUMES:
-        return (Line(passed=True, says="takes and interrupts nothing"),)
     books = Books(question=question, limits=limits, past=past, ends=question.interrupted())
-    return tuple(budget(books) for budget in BUDGETS)
+    return tuple(budget(books) for budget in (BUDGETS if question.kind in CONSUMES else (_once,)))

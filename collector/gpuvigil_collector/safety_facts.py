@@ -16,22 +16,27 @@ from .safety_values import SECOND_NS, Unknown, count, shown, text
 
 KINDS: Final[frozenset[str]] = frozenset(get_args(Kind))
 MODES: Final[tuple[str, ...]] = get_args(Mode)  # from the most cautious on
-_TEXTS = ("partition", "domain", "maintenance", "held_why", "remediator", "protected")
+_HOLDS = ("none", "ours", "foreign")
 _CHECKPOINTS = ("none", "pending", "saved", "impossible")
+
+
+def _texts(many: object) -> bool:
+    return type(many) is tuple and all(type(each) is str for each in many)
 
 
 def _node_flaw(name: object, node: NodeState) -> str:
     if type(name) is not str or type(node) is not NodeState or node.node != name:
         return f"node {shown(name)} is another node or none"
-    lists = (node.jobs, node.gpu_uuids)
-    checks = {
-        "gpus": type(node.gpus) is int and node.gpus >= 0,
-        "a text": all(type(getattr(node, field)) is str for field in _TEXTS),
-        "silent or dead": type(node.silent) is bool and type(node.dead) is bool,
-        "hold": node.hold in ("none", "ours", "foreign"),
-        "jobs or gpu_uuids": all(type(many) is tuple and all(type(x) is str for x in many) for many in lists),
-    }
-    return next((f"node {name}: {what} is malformed" for what, good in checks.items() if not good), "")
+    if type(node.gpus) is not int or node.gpus < 0:
+        return f"node {name}: gpus is malformed"
+    words = (node.partition, node.domain, node.maintenance, node.held_why, node.remediator, node.protected)
+    if any(type(word) is not str for word in words) or node.hold not in _HOLDS:
+        return f"node {name}: hold or a text is malformed"
+    if type(node.silent) is not bool or type(node.dead) is not bool:
+        return f"node {name}: silent or dead is malformed"
+    return (
+        "" if _texts(node.jobs) and _texts(node.gpu_uuids) else f"node {name}: jobs or gpu_uuids is malformed"
+    )
 
 
 class Inventory(Mapping[str, NodeState]):
@@ -57,6 +62,9 @@ class Inventory(Mapping[str, NodeState]):
 
     def __getitem__(self, name: str) -> NodeState:
         return self._nodes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._nodes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)
@@ -119,15 +127,14 @@ class Question:
         """One job, checked against the inventory; raises Unknown."""
         if not isinstance(self.state.jobs, Mapping):
             raise Unknown("the jobs are not known")
-        job = self.state.jobs.get(name)
+        job = self.state.jobs.get(text(name, "a job's name"))
         if type(job) is not JobState or job.job != name:
             raise Unknown(f"job {shown(name)} is not known")
         count(job.gpus, f"job {name}: gpus")
         if type(job.dead) is not bool or job.checkpoint not in _CHECKPOINTS:
             raise Unknown(f"job {name}: dead or checkpoint is not known")
-        for many in (job.nodes, job.refusals):
-            if type(many) is not tuple or not all(type(each) is str for each in many):
-                raise Unknown(f"job {name}: nodes or refusals is malformed")
+        if not _texts(job.nodes) or not _texts(job.refusals):
+            raise Unknown(f"job {name}: nodes or refusals is malformed")
         lost = [node for node in job.nodes if node not in self.fleet]
         if lost:
             raise Unknown(f"job {name}: the inventory has no node {shown(lost[0])}")
@@ -139,7 +146,7 @@ class Question:
         """The running jobs of the target's node; raises Unknown where node and jobs do not agree."""
         here = self.node
         listed = [self.job(name) for name in here.jobs]
-        for job in self.state.jobs.values() if self.state.jobs else ():
+        for job in (self.state.jobs or {}).values():
             if here.node in job.nodes and not job.dead and job.job not in here.jobs:
                 raise Unknown(
                     f"job {shown(job.job)} says that it runs on {here.node}, which does not know it"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .safety_facts import Question
 from .safety_limits import checked_limits
-from .safety_values import Unknown, moment, part, shown
+from .safety_values import Unknown, part, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +29,15 @@ def storm_of(question: Question) -> Storm:
     limits, fleet, given = checked_limits(question.state.limits), question.fleet, question.state.actionable
     if type(given) is not tuple:
         raise Unknown("the actionable findings are not known")
-    since, hit = question.since(limits.storm_window_s), set()
+    now_ns, since, recent = question.now, question.since(limits.storm_window_s), set()
     for name, at_ns in given:
+        if type(at_ns) is not int or not 0 < at_ns <= now_ns:
+            raise Unknown(f"an actionable finding is of {shown(at_ns)}: in the future, or no time")
         if name not in fleet:
             raise Unknown(f"an actionable finding is on {shown(name)}, which the inventory does not have")
-        if moment(at_ns, question.now, "an actionable finding") > since and not fleet[name].maintenance:
-            hit.add(name)
+        if at_ns > since:
+            recent.add(name)
+    hit = [name for name in recent if not fleet[name].maintenance]
     domains = [fleet[name].domain for name in hit]
     target = fleet.get(question.proposal.node)
     here = target.domain if target else ""

@@ -1,4 +1,4 @@
-"""A small fleet, a state of it in which everything is known, and proposals: what the kernel's tests begin from."""
+"""A small fleet, a state of it in which all is known, and proposals: where the kernel's tests begin."""
 
 from __future__ import annotations
 
@@ -41,12 +41,24 @@ def fleet(size: int = 20, nodes_a_rack: int = 2, **fields: object) -> dict[str, 
     """Nodes n0, n1, ... of one partition, two to a rack."""
     names = [f"n{i}" for i in range(size)]
     place = {"partition": "train"} | fields
-    return {name: node(name, **({"domain": f"rack{i // nodes_a_rack}"} | place)) for i, name in enumerate(names)}
+    return {
+        name: node(name, **({"domain": f"rack{i // nodes_a_rack}"} | place)) for i, name in enumerate(names)
+    }
 
 
-def state(nodes: dict[str, NodeState] | None = None, jobs: tuple[JobState, ...] = (), **fields: object) -> FleetState:
+def state(
+    nodes: dict[str, NodeState] | None = None, jobs: tuple[JobState, ...] = (), **fields: object
+) -> FleetState:
     """A state in which all is known and nothing forbids."""
-    known = {"mode": "act", "paused": "", "past": (), "actionable": (), "breaker_ns": 0, "others": "", "fence": FENCE}
+    known = {
+        "mode": "act",
+        "paused": "",
+        "past": (),
+        "actionable": (),
+        "breaker_ns": 0,
+        "others": "",
+        "fence": FENCE,
+    }
     known |= {"nodes": nodes if nodes is not None else fleet(), "jobs": {job.job: job for job in jobs}}
     return FleetState(**(known | fields))
 
@@ -71,8 +83,17 @@ def changed(of: FleetState, name: str, **fields: object) -> FleetState:
 
 def ask(kind: str = "hold", name: str = "n0", **fields: object) -> Proposal:
     """A proposal with one listed-fatal fact."""
-    given = {"id": f"{kind}-1", "case": "case-1", "incident": "i1", "fault_class": "gpu_lost", "playbook": "p",
-             "step": 1, "reason": "xid 79", "gpus": 8, "evidence": (FATAL,)}  # fmt: skip
+    given = {
+        "id": f"{kind}-1",
+        "case": "case-1",
+        "incident": "i1",
+        "fault_class": "gpu_lost",
+        "playbook": "p",
+        "step": 1,
+        "reason": "xid 79",
+        "gpus": 8,
+        "evidence": (FATAL,),
+    }
     if kind in ("checkpoint", "stop_job", "move_job"):
         given["job"] = "j1"
     if kind == "reset_gpu":
@@ -82,8 +103,16 @@ def ask(kind: str = "hold", name: str = "n0", **fields: object) -> Proposal:
 
 def past(kind: str = "hold", name: str = "n5", ago: int = MINUTE, **fields: object) -> Past:
     """An action of another case, a minute ago."""
-    given = {"id": f"past-{kind}-{name}-{ago}", "case": f"other-{name}-{ago}", "domain": f"rack{int(name[1:]) // 2}",
-             "partition": "train", "job": "", "gpus": 8, "at_ns": NOW - ago, "jobs": ()}  # fmt: skip
+    given = {
+        "id": f"past-{kind}-{name}-{ago}",
+        "case": f"other-{name}-{ago}",
+        "domain": f"rack{int(name[1:]) // 2}",
+        "partition": "train",
+        "job": "",
+        "gpus": 8,
+        "at_ns": NOW - ago,
+        "jobs": (),
+    }
     return Past(kind=kind, node=name, **(given | fields))
 
 
