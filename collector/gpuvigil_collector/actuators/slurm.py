@@ -56,16 +56,7 @@ class SlurmActuator:
         """Have the effect, once. Raises RefusedError or AmbiguousError."""
         most_s = min(self.settings.call, action.proposal.deadline_s)
         turn = Turn.of(process.within(fence, most_s, self.clock()))
-        hands = self._hands(action)
-        try:
-            look = hands.look(action, turn.left_s())
-        except UnknownError as error:
-            raise RefusedError(f"nothing was sent: {error}") from error
-        if look.state == "done":
-            return look.detail
-        if look.state != "absent":
-            raise RefusedError(f"{look.state}: {look.detail}")
-        return hands.apply(action, fence, turn)
+        return self._hands(action).apply(action, fence, turn)
 
     def _hands(self, action: Action) -> NodeHands | JobHands:
         if action.proposal.kind not in self.kinds:

@@ -37,43 +37,27 @@ class JobHands:
 
     def look(self, action: Action, deadline_s: float) -> Look:
         """Say whether the job was moved, or stopped. Raises UnknownError."""
-        name, before = action.proposal.job, _RESTARTS.search(action.before)
-        job = self._job(name, deadline_s)
-        if job is None:
-            gone = action.proposal.kind == "stop_job" and before is not None
-            return Look(state="done" if gone else "absent", detail=f"Slurm does not know the job {name}")
-        again = before is not None and job.restarts > int(before[1])
-        if action.proposal.kind == "move_job":
-            detail = f"job {name}: {_state(job)}, restarted {job.restarts} times"
-            return Look(state="done" if again else "absent", detail=detail, token=job.token)
-        return _look_stop(job, again)
+        job = self._job(action.proposal.job, deadline_s)
+        return _judged(job, action)
 
     def apply(self, action: Action, fence: Fence, turn: Turn) -> str:
         """Move or stop the job. Raises RefusedError or AmbiguousError."""
-        job = self._allowed(action, turn)
+        try:
+            job = self._job(action.proposal.job, turn.left_s())
+        except UnknownError as error:
+            raise RefusedError(f"nothing was sent: {error}") from error
+        look = _judged(job, action)
+        if look.state == "done":
+            return look.detail
+        if job is None or look.state != "absent":
+            raise RefusedError(look.detail)
+        _check(job, action)
         if action.proposal.kind == "stop_job":
             send(self.client, turn, "scancel", job.job)
             return f"job {job.job} of {job.user} was cancelled"
         self._checkpoint(job, turn)
         send(self.client, turn, "scontrol", "requeue", job.job)
         return f"job {job.job} of {job.user} was requeued; {self._let_go(action, job, turn)}"
-
-    def _allowed(self, action: Action, turn: Turn) -> SlurmJob:
-        """Return the job as it is now. Raises RefusedError when it must not be stopped."""
-        name, node = action.proposal.job, action.proposal.node
-        try:
-            job = self._job(name, turn.left_s())
-        except UnknownError as error:
-            raise RefusedError(f"nothing was sent: {error}") from error
-        if job is None:
-            raise RefusedError(f"Slurm does not know the job {name}")
-        if not job.on_nodes or "COMPLETING" in job.state:
-            raise RefusedError(f"job {name} runs on no node: {_state(job)}")
-        if job.refusals:
-            raise RefusedError(f"job {name} of {job.user} must not be stopped: {', '.join(job.refusals)}")
-        if action.proposal.kind == "move_job" and node in job.required_nodes:
-            raise RefusedError(f"job {name} asks for {node} itself (--nodelist): it would wait for ever")
-        return job
 
     def _checkpoint(self, job: SlurmJob, turn: Turn) -> None:
         """Send the job's own checkpoint signal to its batch script, once a run, and wait as long as it asked.
@@ -133,6 +117,30 @@ class JobHands:
         except NonsenseError as error:
             raise UnknownError(f"slurm answered nonsense: {error}") from error
         return next((job for job in found if job.job == name), None)
+
+
+def _check(job: SlurmJob, action: Action) -> None:
+    """Raise RefusedError for a job that must not be stopped."""
+    node = action.proposal.node
+    if not job.on_nodes or "COMPLETING" in job.state:
+        raise RefusedError(f"job {job.job} runs on no node: {_state(job)}")
+    if job.refusals:
+        raise RefusedError(f"job {job.job} of {job.user} must not be stopped: {', '.join(job.refusals)}")
+    if action.proposal.kind == "move_job" and node in job.required_nodes:
+        raise RefusedError(f"job {job.job} asks for {node} itself (--nodelist): it would wait for ever")
+
+
+def _judged(job: SlurmJob | None, action: Action) -> Look:
+    """Say what a job's state means for an action; `action.before` has its restarts before the effect."""
+    name, before = action.proposal.job, _RESTARTS.search(action.before)
+    if job is None:
+        gone = action.proposal.kind == "stop_job" and before is not None
+        return Look(state="done" if gone else "absent", detail=f"Slurm does not know the job {name}")
+    again = before is not None and job.restarts > int(before[1])
+    if action.proposal.kind == "stop_job":
+        return _look_stop(job, again)
+    detail = f"job {name}: {_state(job)}, restarted {job.restarts} times"
+    return Look(state="done" if again else "absent", detail=detail, token=job.token)
 
 
 def _look_stop(job: SlurmJob, again: bool) -> Look:

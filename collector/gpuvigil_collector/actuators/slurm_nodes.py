@@ -24,46 +24,27 @@ class NodeHands:
 
     def look(self, action: Action, deadline_s: float) -> Look:
         """Say whether the hold, or its end, is in place. Raises UnknownError."""
-        proposal = action.proposal
-        if (node := self._node(proposal.node, deadline_s)) is None:
-            return Look(state="absent", detail=f"Slurm does not know the node {proposal.node}")
-        judge = _look_hold if proposal.kind == "hold" else _look_release
-        return judge(node, proposal.incident)
+        if (node := self._node(action.proposal.node, deadline_s)) is None:
+            return Look(state="absent", detail=f"Slurm does not know the node {action.proposal.node}")
+        return _judged(node, action)
 
     def apply(self, action: Action, fence: Fence, turn: Turn) -> str:
         """Hold or release the node. Raises RefusedError or AmbiguousError."""
-        proposal = action.proposal
         try:
-            node = self._node(proposal.node, turn.left_s())
+            node = self._node(action.proposal.node, turn.left_s())
         except UnknownError as error:
             raise RefusedError(f"nothing was sent: {error}") from error
         if node is None:
-            raise RefusedError(f"Slurm does not know the node {proposal.node}")
-        if node.mark and node.mark.generation > fence.generation:
-            raise RefusedError(
-                f"{node.name} was written by generation {node.mark.generation}, ours is {fence.generation}"
-            )
-        self._write(action, fence, node, turn)
+            raise RefusedError(f"Slurm does not know the node {action.proposal.node}")
+        look = _judged(node, action)
+        if look.state == "done":
+            return look.detail
+        if look.state != "absent":
+            raise RefusedError(f"{look.state}: {look.detail}")
+        self._write(node, _wanted(node, action, fence), turn)
         return self._proof(action, node, turn)
 
-    def _write(self, action: Action, fence: Fence, node: SlurmNode, turn: Turn) -> None:
-        proposal, mark = action.proposal, node.mark
-        if (proposal.kind == "hold" and node.hold == "foreign") or (
-            proposal.kind == "release" and mark is None
-        ):
-            raise RefusedError(f"{node.name} is not ours: {_held(node)}")
-        try:
-            if proposal.kind == "release":
-                assert mark is not None
-                wanted = mark.without(proposal.incident, fence.generation)
-            elif mark is not None:
-                wanted = mark.with_incident(proposal.incident, fence.generation)
-            else:
-                wanted = reason.make(
-                    proposal.fault_class, proposal.reason, proposal.incident, fence.generation
-                )
-        except ValueError as error:
-            raise RefusedError(str(error)) from error
+    def _write(self, node: SlurmNode, wanted: reason.Mark | None, turn: Turn) -> None:
         change = ("state=drain", f"reason={wanted.text()}") if wanted else ("state=undrain",)
         send(self.client, turn, "scontrol", "update", f"nodename={node.name}", *change)
 
@@ -82,6 +63,27 @@ class NodeHands:
     def _node(self, name: str, deadline_s: float) -> SlurmNode | None:
         found = {node.name: slurm_nodes.read(node) for node in self.client.nodes(deadline_s)}
         return slurm_nodes.find(found, name)
+
+
+def _judged(node: SlurmNode, action: Action) -> Look:
+    judge = _look_hold if action.proposal.kind == "hold" else _look_release
+    return judge(node, action.proposal.incident)
+
+
+def _wanted(node: SlurmNode, action: Action, fence: Fence) -> reason.Mark | None:
+    """Return the mark that the node shall have, None for none. Raises RefusedError."""
+    proposal, mark = action.proposal, node.mark
+    if mark is not None and mark.generation > fence.generation:
+        newer = mark.generation
+        raise RefusedError(f"{node.name} was written by generation {newer}, ours is {fence.generation}")
+    try:
+        if mark is None:
+            return reason.make(proposal.fault_class, proposal.reason, proposal.incident, fence.generation)
+        if proposal.kind == "release":
+            return mark.without(proposal.incident, fence.generation)
+        return mark.with_incident(proposal.incident, fence.generation)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
 
 
 def _look_hold(node: SlurmNode, incident: str) -> Look:
