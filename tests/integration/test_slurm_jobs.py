@@ -1,4 +1,4 @@
-"""Move and stop jobs of a real Slurm: with their own checkpoint signal, at once, never one that forbids it."""
+"""Move and stop jobs of a real Slurm: with their own checkpoint signal, never one that forbids it."""
 
 from __future__ import annotations
 
