@@ -32,6 +32,10 @@ def _systemd() -> str | None:
     return _root() or _tools("systemd-nspawn", "systemd-analyze", "nsenter")()
 
 
+def _slurm() -> str | None:
+    return _root() or _tools("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "openssl")()
+
+
 def _torch() -> str | None:
     return None if importlib.util.find_spec("torch") else "not installed: torch"
 
@@ -46,6 +50,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_systemd": _systemd,
     "needs_systemd_analyze": _tools("systemd-analyze"),
     "needs_shared": _shared,
+    "needs_slurm": _slurm,
     "needs_torch": _torch,
 }
 _not_run: dict[str, str] = {}

@@ -40,7 +40,13 @@ class Ran:
         return "".join(c if c.isprintable() else "?" for c in said[:200]) or f"exit status {self.code}"
 
 
-def run(argv: Sequence[str], *, deadline_s: float, environment: Mapping[str, str] | None = None) -> Ran:
+def run(
+    argv: Sequence[str],
+    *,
+    deadline_s: float,
+    environment: Mapping[str, str] | None = None,
+    output_max: int = OUTPUT_MAX,
+) -> Ran:
     """Run `argv` and wait for its end; `environment` is added to PATH and LC_ALL, all that it sees of ours.
 
     Raises RefusedError when it could not be started: then nothing has happened. Raises AmbiguousError when it
@@ -64,7 +70,7 @@ def run(argv: Sequence[str], *, deadline_s: float, environment: Mapping[str, str
     except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a NUL in an argument
         raise RefusedError(f"{argv[0]} could not be started: {error}") from error
     with process.stdout or contextlib.nullcontext(), process.stderr or contextlib.nullcontext():
-        return _wait(process, argv[0], deadline_s)
+        return _wait(process, argv[0], deadline_s, output_max)
 
 
 def within(fence: Fence, deadline_s: float, now_ns: int) -> float:
@@ -90,11 +96,11 @@ def _bounded(argv: Sequence[str], deadline_s: float) -> list[str]:
     return ["timeout", "-s", "KILL", f"{deadline_s + _POLL_S:.3f}", program, *argv[1:]]
 
 
-def _wait(process: subprocess.Popen[bytes], name: str, deadline_s: float) -> Ran:
+def _wait(process: subprocess.Popen[bytes], name: str, deadline_s: float, output_max: int) -> Ran:
     end = time.monotonic() + deadline_s
     kept = {"output": bytearray(), "errors": bytearray()}
     try:
-        _read(process, kept, end)
+        _read(process, kept, end, output_max)
         code = process.wait(max(end - time.monotonic(), 0))
     except subprocess.TimeoutExpired as error:
         raise AmbiguousError(f"{name} did not end within {deadline_s:.1f} s and was killed") from error
@@ -104,7 +110,9 @@ def _wait(process: subprocess.Popen[bytes], name: str, deadline_s: float) -> Ran
     return Ran(code=code, output=text["output"], errors=text["errors"])
 
 
-def _read(process: subprocess.Popen[bytes], kept: Mapping[str, bytearray], end: float) -> None:
+def _read(
+    process: subprocess.Popen[bytes], kept: Mapping[str, bytearray], end: float, output_max: int
+) -> None:
     """Read both streams until they end, or the program does and nothing more waits, or time is up."""
     with selectors.DefaultSelector() as waiting:
         for stream, which in ((process.stdout, "output"), (process.stderr, "errors")):
@@ -114,15 +122,15 @@ def _read(process: subprocess.Popen[bytes], kept: Mapping[str, bytearray], end: 
             ended = process.poll() is not None
             ready = waiting.select(0 if ended else min(_POLL_S, max(end - time.monotonic(), 0)))
             for key, _ in ready:
-                if not _take(key.fd, key.data):
+                if not _take(key.fd, key.data, output_max):
                     waiting.unregister(key.fileobj)
             if ended and not ready:
                 return
 
 
-def _take(descriptor: int, held: bytearray) -> bool:
+def _take(descriptor: int, held: bytearray, output_max: int) -> bool:
     block = os.read(descriptor, _BLOCK)
-    held += block[: max(OUTPUT_MAX - len(held), 0)]
+    held += block[: max(output_max - len(held), 0)]
     return bool(block)
 
 

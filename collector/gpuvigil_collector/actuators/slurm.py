@@ -1,0 +1,66 @@
+"""Repair on Slurm: drain a node, give it back, move a job, stop a job.
+
+Changed by `scontrol` and `scancel`, programs with a deadline; looked at by `sinfo` and `squeue`. Slurm has no
+compare-and-set: each change follows a look of its own by milliseconds and is followed by another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from gpuvigil_collector.action import Action, Fence, Kind, Look, RefusedError
+from gpuvigil_collector.actuators import process
+from gpuvigil_collector.actuators.slurm_jobs import JobHands
+from gpuvigil_collector.actuators.slurm_nodes import NodeHands
+from gpuvigil_collector.actuators.slurm_send import Turn
+from gpuvigil_collector.slurm.client import SlurmClient, UnknownError
+from gpuvigil_collector.slurm.settings import SlurmSettings
+
+KINDS: Final[frozenset[Kind]] = frozenset({"hold", "release", "move_job", "stop_job"})
+_LOOK_S: Final = 10.0
+
+
+@dataclass(slots=True, kw_only=True)
+class SlurmActuator:
+    """An `Actuator` over one Slurm cluster. clock: ns since the epoch, for the lease."""
+
+    settings: SlurmSettings
+    client: SlurmClient = field(default_factory=SlurmClient)
+    clock: Callable[[], int] = time.time_ns
+    name: str = "slurm"
+    kinds: frozenset[Kind] = KINDS
+    _nodes: NodeHands = field(init=False)
+    _jobs: JobHands = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._nodes = NodeHands(self.client)
+        self._jobs = JobHands(self.client, self.settings)
+
+    def look(self, action: Action) -> Look:
+        """Say whether the action's effect is in place. Never raises: unknown instead.
+
+        A command whose answer was lost may still lie in slurmctld's queue, which is first come, first served:
+        after a moment's wait its effect is seen, if it has one.
+        """
+        if action.state in ("issued", "ambiguous"):
+            time.sleep(self.settings.settle)
+        try:
+            return self._hands(action).look(action, min(_LOOK_S, self.settings.deadline))
+        except (UnknownError, RefusedError) as error:
+            return Look(state="unknown", detail=str(error))
+
+    def apply(self, action: Action, fence: Fence) -> str:
+        """Have the effect, once. Raises RefusedError or AmbiguousError."""
+        most_s = min(self.settings.call, action.proposal.deadline_s)
+        turn = Turn.of(process.within(fence, most_s, self.clock()))
+        return self._hands(action).apply(action, fence, turn)
+
+    def _hands(self, action: Action) -> NodeHands | JobHands:
+        if action.proposal.kind not in self.kinds:
+            raise RefusedError(
+                f"slurm: expected one of {', '.join(sorted(KINDS))}, got {action.proposal.kind}"
+            )
+        return self._nodes if action.proposal.kind in ("hold", "release") else self._jobs

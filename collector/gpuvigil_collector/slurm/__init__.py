@@ -1,0 +1,1 @@
+"""What Slurm says of nodes and jobs, read and never changed; `actuators/slurm.py` alone changes anything."""

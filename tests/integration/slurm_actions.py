@@ -1,0 +1,73 @@
+"""Actions, leases and clients for tests of the Slurm actuator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from integration.slurm_lab import SlurmLab
+
+from gpuvigil_collector.action import Action, Fence, Kind, Proposal
+from gpuvigil_collector.actuators import process
+from gpuvigil_collector.actuators.slurm import SlurmActuator
+from gpuvigil_collector.slurm.client import SlurmClient
+from gpuvigil_collector.slurm.settings import SlurmSettings
+from gpuvigil_protos.settings import Seconds
+
+
+def action(
+    kind: Kind,
+    node: str = "gn1",
+    *,
+    job: str = "",
+    incident: str = "inc-7",
+    before: str = "",
+    state: Any = "intended",
+    why: str = "gpu 3 fell off the bus",
+) -> Action:
+    """An action as the executor hands it over."""
+    proposal = Proposal(
+        id=f"{incident}-{kind}", case="c", incident=incident, fault_class="gpu_lost", playbook="p", step=1,
+        kind=kind, node=node, job=job, reason=why,
+    )  # fmt: skip
+    return Action(proposal=proposal, state=state, before=before)
+
+
+def fence(generation: int = 3, left_s: float = 120.0) -> Fence:
+    """A lease that is ours for left_s more seconds."""
+    return Fence(holder="c1", generation=generation, until_ns=time.time_ns() + int(left_s * 1e9))
+
+
+class Recorder:
+    """Runs Slurm's programs for real and keeps what was run; `before` is called ahead of each."""
+
+    def __init__(self, before: Callable[[tuple[str, ...]], None] = lambda _: None) -> None:
+        self.argv: list[tuple[str, ...]] = []
+        self.before = before
+
+    def __call__(self, argv: tuple[str, ...], **keywords: Any) -> process.Ran:
+        self.before(argv)
+        self.argv.append(argv)
+        return process.run(argv, **keywords)
+
+    @property
+    def changes(self) -> list[tuple[str, ...]]:
+        """The commands that change something."""
+        return [
+            a
+            for a in self.argv
+            if a[:2] in (("scontrol", "update"), ("scontrol", "requeue")) or a[0] == "scancel"
+        ]
+
+
+def client_env(lab: SlurmLab) -> Mapping[str, str]:
+    """What a client program needs of the environment, and no more."""
+    return {name: lab.env[name] for name in ("PATH", "SLURM_CONF")}
+
+
+def actuator(lab: SlurmLab, recorder: Recorder | None = None, **settings: Any) -> SlurmActuator:
+    """The product's actuator over the lab."""
+    client = SlurmClient(environment=client_env(lab), run=recorder or process.run)
+    chosen = {"settle": Seconds(0.3), **settings}
+    return SlurmActuator(settings=SlurmSettings(**chosen), client=client)
