@@ -9,6 +9,7 @@ import msgspec
 
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_collector.repair.settings import Remediation
+from gpuvigil_collector.slurm.settings import SlurmSettings
 from gpuvigil_protos import settings
 from gpuvigil_protos.settings import ConfigError, Seconds, Tls, is_loopback
 
@@ -99,6 +100,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     nodes: Nodes = Nodes()
     saves: SaveSettings = SaveSettings()
     remediation: Remediation = Remediation()
+    slurm: SlurmSettings = SlurmSettings()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")
@@ -118,6 +120,7 @@ def load(path: Path | None, overrides: list[str]) -> CollectorConfig:
 def _check(config: CollectorConfig, origin: str) -> None:
     config.ingest.check(origin)
     config.remediation.check(origin)
+    config.slurm.check(f"{origin}: slurm")
     config.web.tls.check(f"{origin}: web")
     split_address(config.web.address, f"{origin}: web.address")
     split_address(config.ingest.address, f"{origin}: ingest.address")

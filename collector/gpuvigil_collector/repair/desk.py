@@ -61,7 +61,10 @@ class RepairDesk:
         busy = {(case.node, case.synthetic) for case in self.running}
         for incident in scenery.open.values():
             self._open(incident, busy, now_ns)
-        scene = Scene(now_ns=now_ns, open=scenery.open, jobs=self._jobs_on, troubled=self._troubled)
+        scene = Scene(
+            now_ns=now_ns, open=scenery.open, jobs=self._jobs_on, troubled=self._troubled,
+            movable=lambda job: scenery.scheduled is None or job in scenery.scheduled,
+        )  # fmt: skip
         for case in self.running:
             self._walk.advance(case, scene)
             if case.ended:

@@ -42,11 +42,15 @@ class Saves(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenery:
-    """What one tick hands over: the time, the open incidents, the fleet."""
+    """What one tick hands over: the time, the open incidents, the fleet.
+
+    scheduled: the jobs that the scheduler runs and can move; None where there is none: then all can be.
+    """
 
     now_ns: int
     open: Mapping[str, Incident]
     state: FleetState
+    scheduled: frozenset[str] | None = None
 
 
 NOTHING: Final = Scenery(now_ns=0, open={}, state=FleetState(mode=None))

@@ -58,7 +58,9 @@ class Repair:
     ) -> None:
         """Judge and act on what is open now."""
         state = self._state(now_ns, nodes, jobs)
-        self.desk.tick(Scenery(now_ns=now_ns, open=opened, state=state))
+        view = self.scheduler()
+        known = frozenset(view.jobs) if view is not None else None
+        self.desk.tick(Scenery(now_ns=now_ns, open=opened, state=state, scheduled=known))
         hands = self.desk.hands
         self.view = RepairView(
             mode=self.settings.mode,
