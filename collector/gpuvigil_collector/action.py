@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from .safety_limits import Limits as Limits  # noqa: PLC0414 - one of the nouns
+
 Mode = Literal["observe", "recommend", "act"]
 Kind = Literal[
     "notify",  # tell people; changes nothing
@@ -79,6 +81,7 @@ class NodeState:
     silent: its agent says nothing. dead: a second path agrees that the node is gone. maintenance: whose and
     why, "" for none. hold: who keeps new work off it. remediator: another system that repairs this node.
     protected: why it is never touched (opt-out label, control plane, the collector's host), "" for no reason.
+    gpu_uuids: the GPUs that it has; one that is not among them is never reset.
     """
 
     node: str
@@ -93,6 +96,7 @@ class NodeState:
     remediator: str = ""
     protected: str = ""
     jobs: tuple[str, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,34 +151,14 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The safety limits (DESIGN: budgets, breaker, blind spot). Shares are 0 to 1, times are seconds."""
-
-    jobs_an_hour: int = 1
-    gpus_share_an_hour: float = 0.01
-    job_stops_an_hour: int = 1
-    job_stops_a_day: int = 3
-    job_gpus_without_approval: int = 64
-    unavailable_share: float = 0.05
-    unavailable_max: int = 10
-    domain_pause_s: float = 1800.0
-    node_attempts_a_day: int = 3
-    storm_nodes: int = 3
-    storm_share: float = 0.10
-    storm_domains: int = 2
-    storm_window_s: float = 600.0
-    silent_nodes: int = 2
-    silent_share: float = 0.20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetState:
     """All that the kernel may know. None means unknown, and unknown denies.
 
     nodes: the registered inventory, silent nodes included: the denominator of every share. paused: who and
     why, "" when not. actionable: (node, ns) of every fault that asked for an action, newest window at least.
     breaker_ns: when the storm breaker tripped, 0 when it is closed; a person closes it. others: another
-    remediator seen on the fleet whose nodes are not split from ours by label, "" for none.
+    remediator seen on the fleet whose nodes are not split from ours by label, "" for none. jumped_ns: how
+    far the wall clock leapt forward within the last day, by the monotonic clock: windows are so much longer.
     """
 
     mode: Mode | None
@@ -188,6 +172,7 @@ class FleetState:
     others: str | None = None
     fence: Fence | None = None
     limits: Limits = field(default_factory=Limits)
+    jumped_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,18 +220,13 @@ ENDED: Final[frozenset[ActionState]] = frozenset({"denied", "would", "done", "fa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts).
-
-    outcome: for people; once it is issued, not empty means that the actuator took it. actuator: whose it is,
-    also after a restart with another configuration. domain, partition: of the node, when it was decided.
-    interrupts: the running jobs that it ends, as its verdict said. issued_ns: 0 before it was issued.
-    """
+    """A proposal and what became of it. outcome: for people; once issued, "" until the actuator took it."""
 
     proposal: Proposal
     state: ActionState
     attempt: int = 1
     generation: int = 0
-    before: str = ""
+    before: str = ""  # a look's token before the effect: boot id, restarts
     outcome: str = ""
     decided_ns: int = 0
     changed_ns: int = 0
