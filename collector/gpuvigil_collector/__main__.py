@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from gpuvigil_collector.anchor import Anchor
 from gpuvigil_collector.brain import Brain
 from gpuvigil_collector.command_line import Arguments, parse
 from gpuvigil_collector.config import CollectorConfig, Detection
@@ -137,6 +138,7 @@ def _pipeline(
     books.load()
     return Pipeline(
         store=store,
+        anchor=Anchor(Path(config.journal.anchor) if config.journal.anchor else state / "journal.anchor"),
         structural=Structural(),
         rules=rules,
         training=Training(),
