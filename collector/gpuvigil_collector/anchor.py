@@ -90,7 +90,7 @@ def misfit(heads: Sequence[Head], kept: Kept, now_ns: int) -> int | None:
         head.sequence
         for head in heads
         if head.sequence > newest
-        or (head.sequence >= max(oldest, 1) and kept.hashes[head.sequence] != head.hash)
+        or (head.sequence >= max(oldest, 1) and kept.hashes.get(head.sequence) != head.hash)
     ]
     now = Head(time_ns=now_ns, sequence=newest, hash="", oldest=oldest)
     lives = [*heads, now]

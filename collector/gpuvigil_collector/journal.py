@@ -202,9 +202,8 @@ class Journal:
         newest_ns = 0
         try:
             for *entry, before, digest in self._database.execute("SELECT * FROM journal ORDER BY sequence"):
-                if (previous is not None and before != previous) or entry_hash(
-                    before, tuple(entry)
-                ) != digest:
+                follows = previous is None or (before == previous and entry[0] - 1 in hashes)
+                if not follows or entry_hash(before, tuple(entry)) != digest:
                     return int(entry[0])
                 previous, hashes[entry[0]], newest_ns = digest, digest, max(newest_ns, entry[1])
         except (sqlite3.Error, AttributeError, TypeError, ValueError):  # other columns or types than ours
