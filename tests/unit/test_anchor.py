@@ -166,7 +166,9 @@ def test_r15_tampering_is_found_by_the_anchor(tmp_path_factory, original, how, m
         tamper(database, *change)
         if forged:
             forge(database)
-        assume(rows_of(database) != rows_of(sqlite3.connect(original / "journal.sqlite")))  # a forged hash undone
+        assume(
+            rows_of(database) != rows_of(sqlite3.connect(original / "journal.sqlite"))
+        )  # a forged hash undone
     journal = make(directory)
     list(notes(journal, 30, more))
     wrong = journal.verify(anchor.read(directory / "anchor"))
