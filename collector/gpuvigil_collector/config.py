@@ -61,10 +61,14 @@ class Nodes(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
 
 
 class JournalSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """The SQLite journal in the state directory: how much and how long it keeps."""
+    """The SQLite journal in the state directory: how much and how long it keeps.
+
+    anchor: the file that gets its head each minute, "" for journal.anchor in the state directory.
+    """
 
     entries_max: int = 200_000
     keep: Seconds = Seconds(90 * 86400)
+    anchor: str = ""
 
 
 class Tick(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

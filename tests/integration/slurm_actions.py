@@ -9,7 +9,7 @@ from typing import Any
 from integration.slurm_lab import SlurmLab
 
 from gpuvigil_collector.action import Action, Fence, Kind, Proposal
-from gpuvigil_collector.actuators import process
+from gpuvigil_collector import process
 from gpuvigil_collector.actuators.slurm import SlurmActuator
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.settings import SlurmSettings

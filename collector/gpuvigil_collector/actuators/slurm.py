@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from gpuvigil_collector import process
 from gpuvigil_collector.action import Action, Fence, Kind, Look, RefusedError
-from gpuvigil_collector.actuators import process
 from gpuvigil_collector.actuators.slurm_jobs import JobHands
 from gpuvigil_collector.actuators.slurm_nodes import NodeHands
 from gpuvigil_collector.actuators.slurm_send import Turn

@@ -54,8 +54,7 @@ class RepairDesk:
         now_ns = scenery.now_ns
         self.hands.look_at(scenery)
         self._hear(now_ns)
-        for action in self.hands.executor.results() if self.hands.executor is not None else ():
-            self.hands.take(action)
+        self.hands.hear(scenery.journal_has_all)
         if self.kept.marks is not None:
             self.kept.marks.expire(now_ns)
         busy = {(case.node, case.synthetic) for case in self.running}

@@ -47,6 +47,7 @@ class Repair:
     fence: Callable[[], Fence | None]
     silenced: Callable[[], Mapping[str, str]]
     paused: Callable[[], str]
+    journal_has_all: Callable[[], bool]
     view: RepairView = field(default_factory=RepairView)
 
     def tick(
@@ -60,7 +61,10 @@ class Repair:
         state = self._state(now_ns, nodes, jobs)
         view = self.scheduler()
         known = frozenset(view.jobs) if view is not None else None
-        self.desk.tick(Scenery(now_ns=now_ns, open=opened, state=state, scheduled=known))
+        scenery = Scenery(
+            now_ns=now_ns, open=opened, state=state, scheduled=known, journal_has_all=self.journal_has_all()
+        )
+        self.desk.tick(scenery)
         hands = self.desk.hands
         self.view = RepairView(
             mode=self.settings.mode,
