@@ -7,7 +7,7 @@ compare-and-set: each change follows a look of its own by milliseconds and is fo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +16,7 @@ from gpuvigil_collector.action import Action, Fence, Kind, Look, RefusedError
 from gpuvigil_collector.actuators.slurm_jobs import JobHands
 from gpuvigil_collector.actuators.slurm_nodes import NodeHands
 from gpuvigil_collector.actuators.slurm_send import Turn
+from gpuvigil_collector.actuators.tools import Tools
 from gpuvigil_collector.slurm.client import SlurmClient, UnknownError
 from gpuvigil_collector.slurm.settings import SlurmSettings
 
@@ -64,3 +65,8 @@ class SlurmActuator:
                 f"slurm: expected one of {', '.join(sorted(KINDS))}, got {action.proposal.kind}"
             )
         return self._nodes if action.proposal.kind in ("hold", "release") else self._jobs
+
+
+def make(tools: Tools) -> Iterable[SlurmActuator]:
+    """Make it where Slurm is the scheduler."""
+    return [SlurmActuator(settings=tools.slurm, clock=tools.now_ns)] if tools.slurm is not None else []

@@ -6,10 +6,11 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypedDict
 
 from gpuvigil_collector.action import ON_JOB, Action, AgentCall, RefusedError
 from gpuvigil_collector.actuator_config import ActuatorSettings
+from gpuvigil_collector.slurm.settings import SlurmSettings
 
 # no comma, bracket, wildcard, space: one thing to every scheduler; no leading dash: never an option
 _NAMES: Final = {
@@ -27,7 +28,16 @@ class Tools:
 
     settings: ActuatorSettings = field(default_factory=ActuatorSettings)
     agent: AgentCall | None = None
+    slurm: SlurmSettings | None = None
     now_ns: Callable[[], int] = time.time_ns
+
+
+class ToolFields(TypedDict, total=False):
+    """The fields of Tools, for whoever may not import this package."""
+
+    settings: ActuatorSettings
+    agent: AgentCall | None
+    slurm: SlurmSettings | None
 
 
 def names(action: Action) -> dict[str, str]:
