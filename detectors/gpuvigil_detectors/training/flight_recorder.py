@@ -59,7 +59,7 @@ def judge_files(files: Iterable[tuple[str, bytes]]) -> FlightVerdict:
 
 def judge_dumps(dumps: Sequence[Dump], refused: Sequence[str] = ()) -> FlightVerdict:
     """Judge dumps of different ranks of one job."""
-    members = _members(dumps)
+    members = members_of(dumps)
     labels = {name: label for dump in dumps for name, label in dump.labels.items()}
     ranks = progress(dumps, members)
     shown = {labels.get(name, name): ranks_of for name, ranks_of in members.items()}
@@ -90,7 +90,7 @@ def progress(dumps: Sequence[Dump], members: Mapping[str, tuple[int, ...]]) -> l
     return [*known.values(), *(RankProgress(rank=rank, state="silent") for rank in sorted(missing))]
 
 
-def _members(dumps: Sequence[Dump]) -> dict[str, tuple[int, ...]]:
+def members_of(dumps: Sequence[Dump]) -> dict[str, tuple[int, ...]]:
     """Members of every group. A name that two dumps give different members is not believed."""
     said: dict[str, set[tuple[int, ...]]] = {}
     for dump in dumps:

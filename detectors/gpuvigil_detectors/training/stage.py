@@ -15,6 +15,7 @@ from gpuvigil_detectors.training import hang, loop_faults, silent, slow
 from gpuvigil_detectors.training.claim import Claim, facts_of
 from gpuvigil_detectors.training.hang import Stall
 from gpuvigil_detectors.training.jobs import PHASE, SECOND_NS, Job, Jobs, Rank
+from gpuvigil_detectors.training.node_log import NodeLog
 from gpuvigil_detectors.training.slow import Late, Pace, Slowness
 
 _VERDICT_LOOKS: Final = 5  # ticks in a row that blame the same ranks make a suspicion a verdict
@@ -36,15 +37,17 @@ class Training:
     def __init__(self) -> None:
         self.jobs = Jobs()
         self._slowness = Slowness()
+        self._nodes = NodeLog()
         self._late: dict[str, deque[int]] = {}
         self._stalls: dict[str, tuple[int, tuple[int, ...], int]] = {}  # since, culprits, looks
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Judge every job."""
         self.jobs.take(snapshot)
+        self._nodes.take(snapshot)
         now_ns, by_name = snapshot.now_ns, self.jobs.by_name
         self._slowness.take(by_name)
-        found = [claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, now_ns)]
+        found = [claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, snapshot)]
         found += silent.node_lives(by_name.values(), snapshot)
         self._stalls = {name: stall for name, stall in self._stalls.items() if name in by_name}
         self._late = {name: late for name, late in self._late.items() if name in by_name}
@@ -59,17 +62,23 @@ class Training:
         """Whether a job makes no step now, as far as it is known."""
         return job in self._stalls
 
-    def _judge(self, job: Job, now_ns: int) -> list[Claim]:
+    def suspected(self) -> list[str]:
+        """Jobs that make no step now: what evidence is gathered of."""
+        return list(self._stalls)
+
+    def _judge(self, job: Job, snapshot: Snapshot) -> list[Claim]:
+        now_ns = snapshot.now_ns
         dead = _dead(job, now_ns)
         ending = job.ends_as_asked(now_ns)  # what hangs now has been dealt with
-        hung = None if dead or ending else self._hang(job, now_ns)
+        hung = None if dead or ending else self._hang(job, snapshot)
         claims = (
             _parked(job), _save_fault(job), dead, hung, self._slow(job), loop_faults.not_finite(job),
             loop_faults.spikes(job), loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
         )  # fmt: skip
         return [claim for claim in claims if claim is not None]
 
-    def _hang(self, job: Job, now_ns: int) -> Claim | None:
+    def _hang(self, job: Job, snapshot: Snapshot) -> Claim | None:
+        now_ns = snapshot.now_ns
         stall = hang.look(job, now_ns)
         if stall is None:
             self._stalls.pop(job.name, None)
@@ -87,7 +96,10 @@ class Training:
             start_ns=since_ns, sentence=_hang_sentence(job, stall), rank=blamed,
             evidence=Evidence(
                 observed=stall.seconds, expected=stall.limit_s, unit="seconds", since_ns=since_ns,
-                facts=(("kind", stall.kind), *facts_of(job, blamed)),
+                facts=(
+                    ("kind", stall.kind), *facts_of(job, blamed), *stall.facts,
+                    *self._nodes.facts(_nodes_of(job, stall), since_ns, snapshot),
+                ),
             ),
         )  # fmt: skip
 
@@ -206,6 +218,12 @@ def _dead(job: Job, now_ns: int) -> Claim | None:
             since_ns=first.ended_ns, facts=facts_of(job, first),
         ),
     )  # fmt: skip
+
+
+def _nodes_of(job: Job, stall: Stall) -> set[str]:
+    """The culprits' nodes; all of the job's where nobody is named."""
+    named = [job.ranks[number] for number in stall.culprits if number in job.ranks]
+    return {rank.node for rank in named or job.living}
 
 
 def _hang_sentence(job: Job, stall: Stall) -> str:
