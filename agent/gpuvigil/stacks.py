@@ -21,7 +21,7 @@ from gpuvigil.ring import anonymous_file
 
 _FIRST, _COUNT = 12, 8  # SIGRTMIN+12 and the seven after it: far from what runtimes and debuggers use
 _SIGACTION_MAX = 256  # bytes; the kernel's struct is 152 on x86-64, its handler comes first
-_DEFAULT = 0
+_DEFAULT, _IGNORED = 0, 1
 _owners: Dict[int, int] = {}  # signal -> process that registered it; a forked child may take it over
 
 
@@ -37,13 +37,17 @@ class Stacks:
             self._open()
 
     def _open(self) -> None:
-        number = next(_free(), 0)
-        if not number:
-            return
-        self.fd = anonymous_file("gpuvigil-stacks", layout.STACKS_SIZE)
-        faulthandler.register(number, file=self.fd, all_threads=True, chain=False)
-        _owners[number] = os.getpid()
-        self._signal, self._handler = number, handler_of(number)
+        for number in _free():
+            if self.fd < 0:
+                self.fd = anonymous_file("gpuvigil-stacks", layout.STACKS_SIZE)
+            faulthandler.register(number, file=self.fd, all_threads=True, chain=False)
+            handler = handler_of(number)
+            if handler not in (None, _DEFAULT, _IGNORED):
+                _owners[number] = os.getpid()
+                self._signal, self._handler = number, handler
+                return
+            # it knew the signal from before and did not notice that somebody has set it back since
+            faulthandler.unregister(number)
 
     def current(self) -> int:
         """Return the signal while it is ours, else 0."""

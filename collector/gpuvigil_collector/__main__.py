@@ -26,6 +26,7 @@ from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.reload import Reloader
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.service import BrainFailedError, Service
 from gpuvigil_collector.store import Store
@@ -142,6 +143,7 @@ def _pipeline(
         training=Training(),
         books=books,
         desk=desk,
+        evidence=EvidenceDesk(config.saves, send),
         foresight=Foresight(desk) if config.saves.requests == "auto" else None,
         learned=learned,
         tracker=tracker,

@@ -22,6 +22,7 @@ from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
@@ -82,6 +83,7 @@ class Pipeline:
     training: Training
     books: Books
     desk: SaveDesk
+    evidence: EvidenceDesk
     foresight: Foresight | None
     learned: Learned | None
     tracker: Tracker
@@ -131,7 +133,9 @@ class Pipeline:
         jobs = self.training.jobs.by_name
         if self.foresight is not None:
             self.foresight.tick(self.tracker.open.values(), jobs.values())
-        self.desk.tick(tick.snapshot, jobs, self.store.results(), self.training.hung)
+        results = self.store.results()
+        self.desk.tick(tick.snapshot, jobs, results, self.training.hung)
+        self.evidence.tick(tick.now_ns, jobs, self.training.suspected(), results)
 
     def _account(self, _tick: Tick) -> None:
         self.books.tick(self.training.jobs.by_name.values(), self.training.slowdown)

@@ -20,6 +20,7 @@ from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
@@ -102,7 +103,8 @@ class Rig:
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
         self.pipeline = Pipeline(
             store=self.store, structural=self.structural, rules=self.rules, training=Training(),
-            books=Books(directory / "goodput.json"), desk=desk, foresight=Foresight(desk),
+            books=Books(directory / "goodput.json"), desk=desk,
+            evidence=EvidenceDesk(SaveSettings(), self.sent.append), foresight=Foresight(desk),
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
             retire=Retire(self.store, 7 * 86_400),

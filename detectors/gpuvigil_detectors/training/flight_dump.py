@@ -127,6 +127,11 @@ def _int(value: object, what: str, low: int = -1) -> int:
     return value
 
 
+def _plain(value: object) -> object:
+    """JSON of PyTorch writes these numbers as text."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value) else value
+
+
 def _text(value: object) -> str:
     return value[:_TEXT_MAX] if isinstance(value, str) else ""
 
@@ -172,7 +177,7 @@ def _status(given: Mapping[Any, Any]) -> dict[int, Status]:
     for key, value in list(given.items())[:_GROUPS_MAX]:
         row = _mapping(value, "a status")
         numbers = [
-            _int(row.get(f"last_{what}_collective", -1), f"last_{what}_collective")
+            _int(_plain(row.get(f"last_{what}_collective", -1)), f"last_{what}_collective")
             for what in ("enqueued", "started", "completed")
         ]
         known = [None if number < 0 else number for number in numbers]

@@ -109,11 +109,12 @@ def _left_out(found: Blame, dumps: Sequence[Dump]) -> str:
     at = min((s for s, op in own.items() if s in others and others[s] != op), default=None)
     if at is None:
         return ""
+    said = []
     if _follows(others, at, others[at]) == {own[at]}:
-        return f"rank {found.culprits[0]} left out {others[at].name} {at}: it is at the op that comes after it"
+        said.append(f"left out {others[at].name} {at}")
     if _follows(others, at, own[at]) == {others[at]}:
-        return f"rank {found.culprits[0]} does {own[at].name} once more than the others"
-    return ""
+        said.append(f"did {own[at].name} once more than the others")
+    return f"by the order so far rank {found.culprits[0]} {' or '.join(said)}" if said else ""
 
 
 def _ops(dump: Dump, group: str) -> dict[int, Op]:

@@ -18,7 +18,8 @@ from gpuvigil_detectors.training.jobs import PHASE, SECOND_NS, Job, Jobs, Rank
 from gpuvigil_detectors.training.node_log import NodeLog
 from gpuvigil_detectors.training.slow import Late, Pace, Slowness
 
-_VERDICT_LOOKS: Final = 5  # ticks in a row that blame the same ranks make a suspicion a verdict
+_VERDICT_LOOKS: Final = 5  # looks in a row that blame the same ranks make a suspicion a verdict
+_LOOK_NS: Final = SECOND_NS * 9 // 10
 _DEAD_KEPT_NS: Final = 600 * SECOND_NS
 _ENDED_KEPT_NS: Final = 60 * SECOND_NS
 _TOGETHER_NS: Final = SECOND_NS // 2  # ranks that die so near to each other were ended, as by scancel
@@ -39,7 +40,7 @@ class Training:
         self._slowness = Slowness()
         self._nodes = NodeLog()
         self._late: dict[str, deque[int]] = {}
-        self._stalls: dict[str, tuple[int, tuple[int, ...], int]] = {}  # since, culprits, looks
+        self._stalls: dict[str, tuple[int, tuple[int, ...], int, int]] = {}  # since, culprits, looks, last
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Judge every job."""
@@ -84,9 +85,12 @@ class Training:
             self._stalls.pop(job.name, None)
             return None
         began_ns = now_ns - int(stall.seconds * SECOND_NS)
-        since_ns, culprits, looks = self._stalls.get(job.name, (began_ns, (), 0))
-        looks = looks + 1 if culprits == stall.culprits else 1
-        self._stalls[job.name] = (since_ns, stall.culprits, looks)
+        since_ns, culprits, looks, looked_ns = self._stalls.get(job.name, (began_ns, (), 0, 0))
+        if culprits != stall.culprits:
+            looks, looked_ns = 0, 0
+        if now_ns - looked_ns >= _LOOK_NS:  # a tick that an event asked for is no look of its own
+            looks, looked_ns = looks + 1, now_ns
+        self._stalls[job.name] = (since_ns, stall.culprits, looks, looked_ns)
         certain = stall.kind != "unknown" and looks >= _VERDICT_LOOKS
         blamed = job.ranks[stall.culprits[0]] if stall.culprits else None
         waits_for_input = blamed is not None and blamed.phase == PHASE["data"] and stall.kind != "stopped"

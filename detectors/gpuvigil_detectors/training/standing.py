@@ -22,6 +22,7 @@ PREFIX: Final = "group_"
 _WAITING: Final = re.compile(
     r"all_?reduce|all_?gather|reduce_scatter|all_to_all|broadcast|barrier|wait|synchronize"
 )
+_TORCH: Final = re.compile(r"(c10d_logger|distributed_c10d|_functional_collectives|_?contextlib|eval_frame)\.py:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +164,13 @@ def _grouped(
 
 def _place(stack: tuple[str, ...]) -> str:
     """The innermost frame of the user's, with what it waits in."""
-    waits = next((frame for frame in stack if _WAITING.search(frame.partition(" ")[2])), "")
-    own = next((frame for frame in stack if not _WAITING.search(frame.partition(" ")[2])), stack[0])
+    waits = next((frame for frame in stack if _waits(frame)), "")
+    own = next((frame for frame in stack if not _TORCH.match(frame) and not _waits(frame)), stack[0])
     return f"{waits.partition(' ')[2]}, from {own}" if waits else stack[0]
+
+
+def _waits(frame: str) -> bool:
+    return _WAITING.search(frame.partition(" ")[2]) is not None
 
 
 def _few(ranks: list[int]) -> str:

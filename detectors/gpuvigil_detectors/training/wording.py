@@ -50,7 +50,8 @@ def _behind(table: GroupTable, rank: int, sequence: int) -> str:
     waiting = sum(other.last >= sequence for other in table.pending.values())
     enqueued = row.enqueued if row else None
     of = len(table.members)
-    return f"enqueued up to {enqueued}, {waiting} of {of} members wait in {_what(table, sequence)}"
+    place = "told nothing of its place" if enqueued is None else f"enqueued up to {enqueued}"
+    return f"{place}, {waiting} of {of} members wait in {_what(table, sequence)}"
 
 
 def _inside(table: GroupTable, rank: int, mark: Mark) -> str:
