@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List
 
 from gpuvigil import flight
 
@@ -116,4 +116,3 @@ def ranges(ranks: List[int]) -> str:
             parts.append(str(ranks[at]))
             at += 1
     return ",".join(parts)
-

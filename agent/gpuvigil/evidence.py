@@ -1,11 +1,12 @@
 """What a process gathers when its job is suspected to hang: one full dump of torch's own records, condensed.
 
-Asked for by a number in the control page, seen by the hook's thread, taken by a thread of its own: a dump that
-never returns holds up neither heartbeat nor loop. One is under way at most.
+Asked for by a number in the control page, seen by the hook's thread, taken by a thread of its own: a dump
+that never returns holds up neither heartbeat nor loop. One is under way at most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any, Callable, Dict, List, Optional
 
@@ -33,14 +34,12 @@ class Evidence:
         self._thread.start()
 
     def _gather(self, number: int) -> None:
-        try:
+        with contextlib.suppress(Exception):  # torch being torn down; nothing of ours may reach the job
             self._tell(word(number))
-        except Exception:  # noqa: BLE001, S110 - torch being torn down; nothing of ours may reach the job
-            pass
 
 
 def word(number: int) -> Dict[str, Any]:
-    """Return the message: the main thread's frames, and each group's last ops; cut to what a message holds."""
+    """Return the message: the main thread's frames, and each group's last ops; cut to fit a message."""
     groups = collectives.recent()
     found = {"event": "flight", "number": number, "stack": standstill.stack(), "groups": groups}
     while groups and _size(found) > MESSAGE_MAX:

@@ -1,8 +1,9 @@
 """The hook's thread: beats twice a second, and keeps this process registered with the node's agent.
 
 A SOCK_SEQPACKET connection carries one JSON message with the descriptors of ring, control page and, where
-there is one, the file for stacks; its end tells each side at once that the other is gone, and the hook registers
-anew. Nothing here is waited for by the loop; a missing agent costs one failed connect at growing intervals.
+there is one, the file for stacks; its end tells each side at once that the other is gone, and the hook
+registers anew. Nothing here is waited for by the loop; a missing agent costs one failed connect at growing
+intervals.
 """
 
 from __future__ import annotations

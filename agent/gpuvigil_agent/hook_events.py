@@ -84,7 +84,7 @@ def _joined(frames: list[str]) -> str:
 
 
 def _places(groups: Sequence[Group]) -> dict[str, str]:
-    """One field a group, `name|enqueued|started|completed|ranks`: names are the job's, so they are no keys."""
+    """One field a group, `name|enqueued|started|completed|ranks`: names are the job's, so no keys."""
     found = {}
     for place, group in enumerate(groups):
         numbers = (group.enqueued, group.started, group.completed)

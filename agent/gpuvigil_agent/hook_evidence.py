@@ -1,8 +1,8 @@
 """Evidence from ranks that may hang: torch's records where the hook runs, stacks by signal where it does not.
 
 A signal goes only to a process that is still the one that registered (pidfd), still its owner's, and that has
-a handler for it (/proc/PID/status): one without would die of it. It writes into the file that it gave us, which
-is read a moment later; nothing here waits. Stacks are another user's text and hostile until cleaned.
+a handler for it (/proc/PID/status): one without would die of it. It writes into the file that it gave us,
+which is read a moment later; nothing here waits. Stacks are another user's text and hostile until cleaned.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _signal(rank: Rank, tell: Tell) -> None:
     why = _why_not(rank, status, number)
     if not why:
         try:
-            # the process writes where the descriptor that we share stands: back to the start, what is old away
+            # the process writes where the descriptor that we share stands: back to the start, the old away
             written = os.lseek(rank.stacks, 0, os.SEEK_CUR)
             os.pwrite(rank.stacks, bytes(min(written, layout.STACKS_SIZE)), 0)
             os.lseek(rank.stacks, 0, os.SEEK_SET)

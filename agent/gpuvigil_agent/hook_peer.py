@@ -33,7 +33,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 _Place = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 _Word = Annotated[str, msgspec.Meta(max_length=128)]
 _Op = Annotated[
-    str, msgspec.Meta(max_length=120, pattern=r"^\d{1,18}:\d{1,18}:[sbc]p?:[\w .<>+-]*:\d{0,15}:[\w .<>+-]*\Z")
+    str,
+    msgspec.Meta(max_length=120, pattern=r"^\d{1,18}:\d{1,18}:[sbc]p?:[\w .<>+-]*:\d{0,15}:[\w .<>+-]*\Z"),
 ]
 
 

@@ -49,8 +49,8 @@ class Rank:
     """A live registration. `pidfd` is watched by the intake, which closes everything by `close`."""
 
     def __init__(
-        self, peer: Peer, identity: Identity, generation: int, ring: mmap.mmap, control: mmap.mmap, pidfd: int,
-        stacks: int = -1,
+        self, peer: Peer, identity: Identity, generation: int, ring: mmap.mmap, control: mmap.mmap,
+        pidfd: int, stacks: int = -1,
     ) -> None:  # fmt: skip
         """stacks: descriptor of the file that the process writes its stacks into, -1 for none."""
         self.peer, self.identity, self.generation = peer, identity, generation

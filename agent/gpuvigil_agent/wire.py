@@ -33,8 +33,7 @@ def event_message(event: AgentEvent, sequence: int) -> pb.Event:
         code=max(0, min(event.code, 0xFFFFFFFF)),
         text=clean(event.text),
         fields={
-            clean(key, 40): clean(value, FIELD_MAX)
-            for key, value in list(event.fields.items())[:_FIELDS_MAX]
+            clean(key, 40): clean(value, FIELD_MAX) for key, value in list(event.fields.items())[:_FIELDS_MAX]
         },
         synthetic=event.synthetic,
     )

@@ -2,7 +2,8 @@
 
 usage (under torchrun): faulty_job.py; FAULT=KIND:RANK:STEP, STEP_S: seconds of one step (0.1)
 kinds: hang (a loop in host code), gil (the interpreter lock held), skip (one collective left out), left_out
-(one of the two kinds that each step has, so that the others wait in another op), stop (SIGSTOP), kill (SIGKILL), slow (10 % longer steps from then on), data (the input takes 10 % of a step longer)
+(one of the two kinds that each step has, so that the others wait in another op), stop (SIGSTOP), kill
+(SIGKILL), slow (10 % longer steps from then on), data (the input takes 10 % of a step longer)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is signalled and who is not, and what of another user's text comes out: real processes, hostile bytes."""
+"""Who is signalled and who is not, and what of others' text comes out: real processes, hostile bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ NUMBER = int(signal.SIGRTMIN) + 12
 
 
 @contextlib.contextmanager
-def rank_of(process: subprocess.Popen, fd: int, number: int = NUMBER, uid: int | None = None) -> Iterator[Rank]:
+def rank_of(
+    process: subprocess.Popen, fd: int, number: int = NUMBER, uid: int | None = None
+) -> Iterator[Rank]:
     """A registered rank of this process whose hook's thread has not run for 10 s."""
     ring, control = Ring(), Control()
     ring.stack_signal(number)
@@ -67,7 +69,10 @@ def fd() -> Iterator[int]:
 
 async def gathered(rank: Rank, within_s: float = 10) -> list:
     told: list = []
-    assert hook_evidence.gather([rank], 5, told.append) == "asked 0 ranks for their records, 1 for stacks by signal"
+    assert (
+        hook_evidence.gather([rank], 5, told.append)
+        == "asked 0 ranks for their records, 1 for stacks by signal"
+    )
     deadline = time.monotonic() + within_s
     while not told and time.monotonic() < deadline:
         await asyncio.sleep(0.05)

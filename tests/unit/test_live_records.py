@@ -1,4 +1,4 @@
-"""From a rank's Flight Recorder to a verdict: condensed in the hook, checked by the agent, judged on arrival."""
+"""From a rank's Flight Recorder to a verdict: condensed in the hook, checked by the agent, judged."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_what_the_order_of_ops_tells_is_said_and_no_more():
     """Three kinds of op, so that one left out and one too many differ; of two kinds in turn they do not."""
     whole = [*step(1), entry(3, "barrier"), *step(4), entry(6, "barrier"), *step(7)]
     others = gloo([*whole[:6], entry(7, done=False)])
-    left = live({"r_0": others, "r_1": others, "r_2": gloo([*whole[:6], entry(7, "broadcast", 3, done=False)])})
+    left = live(
+        {"r_0": others, "r_1": others, "r_2": gloo([*whole[:6], entry(7, "broadcast", 3, done=False)])}
+    )
     assert left.sentence.endswith("by the order so far rank 2 left out all_reduce 7")
     others = gloo([*whole[:7], entry(8, "broadcast", 3, done=False)])
     more = live({"r_0": others, "r_1": others, "r_2": gloo([*whole[:7], entry(8, done=False)])})
@@ -182,7 +184,9 @@ def test_any_dump_is_condensed_to_what_the_agent_takes(entries, status):
     hook_peer.parse_word(json.dumps(word).encode())
 
 
-@given(st.dictionaries(st.sampled_from(["group_0", "ops_0", "group_x", "ops_", "stack"]), st.text(max_size=90)))
+@given(
+    st.dictionaries(st.sampled_from(["group_0", "ops_0", "group_x", "ops_", "stack"]), st.text(max_size=90))
+)
 def test_any_words_are_read(fields):
     event = FactEvent(node="n", time_ns=1, kind="collectives", origin="job", entity="rank:j/0",
                       fields=fields | {"source": "records"})  # fmt: skip

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from integration.stack import environment
@@ -81,7 +82,9 @@ def test_a_signal_that_the_user_takes_later_is_given_up(taken):
     assert other.current() not in (0, number), "which faulthandler takes for its own still"
 
 
-@pytest.mark.parametrize("text", ["off", "0", "-1", "65", "9", "KILL", "SIGKILL", "SIGNOTHING", "SIG_DFL", "½"])
+@pytest.mark.parametrize(
+    "text", ["off", "0", "-1", "65", "9", "KILL", "SIGKILL", "SIGNOTHING", "SIG_DFL", "½"]
+)
 def test_no_signal_for_off_and_for_what_is_none(taken, monkeypatch, text):
     monkeypatch.setenv("GPUVIGIL_STACK_SIGNAL", text)
     one = taken()
@@ -128,11 +131,13 @@ hold()
 
 
 def test_a_held_interpreter_lock_hides_nothing():
-    with subprocess.Popen([sys.executable, "-c", HOLDS], env=environment(), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS], env=environment(), stdout=subprocess.PIPE
+    ) as process:
         try:
             fd, number = (int(word) for word in process.stdout.readline().split())
             time.sleep(0.3)
-            with open(f"/proc/{process.pid}/fd/{fd}", "rb", buffering=0) as file:
+            with Path(f"/proc/{process.pid}/fd/{fd}").open("rb", buffering=0) as file:
                 process.send_signal(number)
                 deadline = time.monotonic() + 10
                 while not (frames := stacks_of(os.pread(file.fileno(), 4096, 0))[0]):

@@ -58,7 +58,9 @@ class EvidenceDesk:
         arguments = {"job": job.name, "number": str(self._number)}
         nodes = sorted({rank.node for rank in job.living})
         for node in nodes:
-            self._send(frames.Command(node, identity, "evidence", arguments, now_ns + _DEADLINE_S * SECOND_NS))
+            self._send(
+                frames.Command(node, identity, "evidence", arguments, now_ns + _DEADLINE_S * SECOND_NS)
+            )
         self._sent[identity] = job.name
         while len(self._sent) > _SENT_MAX:
             del self._sent[next(iter(self._sent))]

@@ -85,7 +85,8 @@ def blame(living: Iterable[tuple[int, Told | None, bool]], since_ns: int) -> Bla
         return None
     members = flight_recorder.members_of(dumps)
     rows = [
-        replace(row, state=states.get(row.rank, row.state)) for row in flight_recorder.progress(dumps, members)
+        replace(row, state=states.get(row.rank, row.state))
+        for row in flight_recorder.progress(dumps, members)
     ]
     known = {row.rank for row in rows}
     rows += [

@@ -1,7 +1,7 @@
 """The newest Xid and network events of each node, remembered for the hang that may follow.
 
-A job's word says who waits for whom; what its node's driver and kernel said shortly before says why. Facts for
-people, with the time before the stand: no judgement. Bounds: the newest 8 events a node, 4,096 nodes, 10 min.
+A job's word says who waits for whom; what its node's driver and kernel said shortly before says why. Facts
+for people, with the time before the stand: no judgement. Bounds: the newest 8 events a node, 4,096 nodes, 10 min.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def _keep(kept: dict[str, deque[_Said]], event: FactEvent, text: str) -> None:
 
 def _newest(kept: dict[str, deque[_Said]], nodes: set[str], since_ns: int, now_ns: int) -> str:
     """The newest event of any of the nodes, with its time to the stand; "" for none."""
-    fresh = [
-        (said, node) for node in nodes for said in kept.get(node, ()) if now_ns - said.at_ns <= KEPT_NS
-    ]
+    fresh = [(said, node) for node in nodes for said in kept.get(node, ()) if now_ns - said.at_ns <= KEPT_NS]
     if not fresh:
         return ""
     said, node = max(fresh, key=lambda one: (one[0].at_ns, one[1]))

@@ -48,7 +48,9 @@ class Training:
         self._nodes.take(snapshot)
         now_ns, by_name = snapshot.now_ns, self.jobs.by_name
         self._slowness.take(by_name)
-        found = [claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, snapshot)]
+        found = [
+            claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, snapshot)
+        ]
         found += silent.node_lives(by_name.values(), snapshot)
         self._stalls = {name: stall for name, stall in self._stalls.items() if name in by_name}
         self._late = {name: late for name, late in self._late.items() if name in by_name}

@@ -22,7 +22,9 @@ PREFIX: Final = "group_"
 _WAITING: Final = re.compile(
     r"all_?reduce|all_?gather|reduce_scatter|all_to_all|broadcast|barrier|wait|synchronize"
 )
-_TORCH: Final = re.compile(r"(c10d_logger|distributed_c10d|_functional_collectives|_?contextlib|eval_frame)\.py:")
+_TORCH: Final = re.compile(
+    r"(c10d_logger|distributed_c10d|_functional_collectives|_?contextlib|eval_frame)\.py:"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ def read(event: FactEvent) -> Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What a rank's agent found where its hook does not run: the kernel's letter for its state, why no stack."""
+    """What a rank's agent found where its hook does not run. state: the kernel's letter. note: why no stack."""
 
     at_ns: int
     state: str
@@ -69,7 +71,9 @@ class Held:
             return "it is stopped by a signal, or by a debugger"
         if self.state == "D":
             return "its main thread is in the kernel and cannot be interrupted (storage or driver)"
-        return f"its interpreter lock is held, main thread in {_place(self.stack)}" if self.stack else self.note
+        return (
+            f"its interpreter lock is held, main thread in {_place(self.stack)}" if self.stack else self.note
+        )
 
 
 def read_held(event: FactEvent) -> Held | None:
