@@ -169,3 +169,20 @@ def test_the_last_xid_and_network_events_of_the_culprits_node_are_shown(job: Fak
     job.held[3] = "stopped"
     [hang] = play.run(17)
     assert not {"last_xid", "last_nic", "carrier_changes"} & set(dict(hang.evidence.facts)), "long ago"
+
+
+@pytest.mark.parametrize(("code", "entity", "kind"), [
+    (79, "n1/rank:j/2", "device_or_transport"), (31, "n0/job:j", "unknown"),
+])  # fmt: skip
+def test_a_fatal_xid_tells_ranks_apart_that_wait_alike_and_a_program_s_fault_does_not(
+    job: FakeJob, code: int, entity: str, kind: str
+) -> None:
+    play = Play(job)
+    job.fleet.event("n1", "xid", "gpu:GPU-n1-0", code=code)
+    job.held[2] = "all alike"
+    play.run(17)
+    for rank in range(4):
+        play.records(rank, "90:41:s:all_reduce:1000:Float")
+    [hang] = play.run(3)
+    assert (hang.entity, dict(hang.evidence.facts)["kind"]) == (entity, kind)
+    assert ("hardware fault" in hang.sentence) == (code == 79)

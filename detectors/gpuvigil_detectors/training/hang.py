@@ -60,8 +60,11 @@ def _usual(rank: Rank) -> Float32:
     return usual
 
 
-def look(job: Job, now_ns: int) -> Stall | None:
-    """Judge one job now; None while it moves, or while nothing can be said."""
+def look(job: Job, now_ns: int, struck: frozenset[int] = frozenset()) -> Stall | None:
+    """Judge one job now; None while it moves, or while nothing can be said.
+
+    struck: ranks whose device has reported a fatal fault.
+    """
     ranks = job.living
     allowed = limit_s(job)
     ages = [rank.step_age_s for rank in ranks]
@@ -70,7 +73,7 @@ def look(job: Job, now_ns: int) -> Stall | None:
     if min(ages) <= allowed or any(rank.phase in _LONG_PHASES for rank in ranks):
         return None
     since_ns = now_ns - int(min(ages) * 1e9)
-    kind, culprits, why = _by_collectives(ranks, now_ns, since_ns) or _blame(ranks, since_ns)
+    kind, culprits, why = _by_collectives(ranks, now_ns, since_ns, struck) or _blame(ranks, since_ns)
     where = standing.stacks(((rank.number, rank.standing) for rank in ranks), since_ns)
     why = f"{why}; {where}" if where else why
     return Stall(
@@ -94,15 +97,15 @@ def _gathered(ranks: list[Rank], since_ns: int, where: str) -> tuple[tuple[str, 
 
 
 def _by_collectives(
-    ranks: list[Rank], now_ns: int, since_ns: int
+    ranks: list[Rank], now_ns: int, since_ns: int, struck: frozenset[int]
 ) -> tuple[Kind, tuple[int, ...], str] | None:
     """What the ranks' own records of collectives say; None where they say nothing, or nobody can be named.
 
     Records that were asked for tell ops and sizes: they go before the counts that ranks tell by themselves.
     """
     still = {rank.number: rank.heartbeat_age_s > _HEARTBEAT_S for rank in ranks}
-    records = live_records.blame(((r.number, r.records, still[r.number]) for r in ranks), since_ns)
-    counts = standing.blame(((r.number, r.standing, still[r.number]) for r in ranks), now_ns)
+    records = live_records.blame(((r.number, r.records, still[r.number]) for r in ranks), since_ns, struck)
+    counts = standing.blame(((r.number, r.standing, still[r.number]) for r in ranks), now_ns, struck)
     for found in (records, counts):
         if found is not None and (found.culprits or found.kind == "desync"):
             held = [rank for rank in ranks if rank.number in found.culprits and still[rank.number]]

@@ -69,10 +69,13 @@ def _records(text: str, group: str, place: int) -> list[Record]:
     ]  # fmt: skip
 
 
-def blame(living: Iterable[tuple[int, Told | None, bool]], since_ns: int) -> Blame | None:
+def blame(
+    living: Iterable[tuple[int, Told | None, bool]], since_ns: int, struck: frozenset[int] = frozenset()
+) -> Blame | None:
     """Judge a job's ranks: (number, records, whether its threads stand still). None: too few have told.
 
-    since_ns: when the job came to a stand; records from before say nothing of it.
+    since_ns: when the job came to a stand; records from before say nothing of it. struck: ranks whose device
+    has reported a fatal fault.
     """
     dumps, states = [], dict[int, State]()
     for number, told, stopped in living:
@@ -85,7 +88,7 @@ def blame(living: Iterable[tuple[int, Told | None, bool]], since_ns: int) -> Bla
         return None
     members = flight_recorder.members_of(dumps)
     rows = [
-        replace(row, state=states.get(row.rank, row.state))
+        replace(row, state=states.get(row.rank, row.state), hardware=row.rank in struck)
         for row in flight_recorder.progress(dumps, members)
     ]
     known = {row.rank for row in rows}

@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 
 from gpuvigil_detectors.base import FactEvent, Snapshot
+from gpuvigil_detectors.catalogue import CodeTable, load
+from gpuvigil_detectors.training.jobs import Job
 
 KEPT_NS: Final = 600_000_000_000
 _EVENTS_MAX, _NODES_MAX = 8, 4096
@@ -36,15 +38,35 @@ class NodeLog:
     def __init__(self) -> None:
         self._codes: dict[str, deque[_Said]] = {}
         self._network: dict[str, deque[_Said]] = {}
+        self._struck: dict[str, int] = {}  # GPUs by full entity name, and when
+        self._fatal = frozenset(code for row in load("xid", CodeTable).xid if row.fatal for code in row.codes)
 
     def take(self, snapshot: Snapshot) -> None:
         """Remember what came."""
         for event in snapshot.events:
+            if event.synthetic:
+                continue  # a drill explains no hang
             if event.kind in ("xid", "sxid"):
                 name = "Xid" if event.kind == "xid" else "SXid"
                 _keep(self._codes, event, f"{name} {event.code} on {event.entity}")
+                if event.kind == "xid" and event.code in self._fatal:
+                    self._strike(event)
             elif event.kind == "kernel" and event.fields.get("rule") in _NIC_RULES:
                 _keep(self._network, event, event.text[:120])
+
+    def struck(self, job: Job, now_ns: int) -> frozenset[int]:
+        """Ranks whose GPU has reported a fatal Xid in the last 10 min."""
+        if not self._struck:
+            return frozenset()
+        lately = {entity for entity, at_ns in self._struck.items() if now_ns - at_ns <= KEPT_NS}
+        return frozenset(
+            rank.number for rank in job.living if rank.gpu and f"{rank.node}/gpu:{rank.gpu}" in lately
+        )
+
+    def _strike(self, event: FactEvent) -> None:
+        if len(self._struck) >= _NODES_MAX:
+            del self._struck[next(iter(self._struck))]
+        self._struck[f"{event.node}/{event.entity}"] = event.time_ns
 
     def facts(self, nodes: Iterable[str], since_ns: int, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
         """The last Xid and network events of these nodes, as facts of a finding that began at `since_ns`."""

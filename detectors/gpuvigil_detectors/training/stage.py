@@ -82,7 +82,7 @@ class Training:
 
     def _hang(self, job: Job, snapshot: Snapshot) -> Claim | None:
         now_ns = snapshot.now_ns
-        stall = hang.look(job, now_ns)
+        stall = hang.look(job, now_ns, self._nodes.struck(job, now_ns))
         if stall is None:
             self._stalls.pop(job.name, None)
             return None

@@ -104,8 +104,13 @@ def ranks_of(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def blame(living: Iterable[tuple[int, Standing | None, bool]], now_ns: int) -> Blame | None:
-    """Judge a job's ranks: (number, word, whether its threads stand still). None: too few have spoken."""
+def blame(
+    living: Iterable[tuple[int, Standing | None, bool]], now_ns: int, struck: frozenset[int] = frozenset()
+) -> Blame | None:
+    """Judge a job's ranks: (number, word, whether its threads stand still). None: too few have spoken.
+
+    struck: ranks whose device has reported a fatal fault.
+    """
     rows: list[RankProgress] = []
     members: dict[str, tuple[int, ...]] = {}
     spoke: set[int] = set()
@@ -114,7 +119,11 @@ def blame(living: Iterable[tuple[int, Standing | None, bool]], now_ns: int) -> B
         if fresh is not _NOTHING or stopped:
             spoke.add(number)
         groups = {group.group: group for group in fresh.groups}
-        rows.append(RankProgress(rank=number, groups=groups, state="stopped" if stopped else "alive"))
+        rows.append(
+            RankProgress(
+                rank=number, groups=groups, state="stopped" if stopped else "alive", hardware=number in struck
+            )
+        )
         for name, ranks in fresh.members.items():
             if len(ranks) > len(members.get(name, ())):
                 members[name] = ranks
