@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import msgspec
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.collective_world import World
 
-from gpuvigil import evidence, flight
+from gpuvigil import evidence, flight, layout
+from gpuvigil.ring import Control
 from gpuvigil_agent import hook_events, hook_peer
 from gpuvigil_agent.wire import event_message
 from gpuvigil_collector.ingest import validate
@@ -213,4 +215,58 @@ def test_a_word_fits_a_message(monkeypatch):
     word = evidence.word(1)
     assert 1000 < len(json.dumps(word)) <= 4096 and word["groups"]
     fields = carried(0, word).fields
-    assert any(value for key, value in fields.items() if key.startswith("ops_"))
+    ops = [op for key, value in fields.items() if key.startswith("ops_") for op in value.split(",")]
+    assert len(ops) >= 7 and all(op.count(":") == 5 and op.endswith("BFloat16") for op in ops), "none is cut"
+
+
+def waits(what, within_s: float = 10) -> None:
+    deadline = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_each_request_is_answered_once_and_one_dump_is_under_way_at_most(monkeypatch):
+    said, gate, begun = [], threading.Event(), []
+
+    def dump() -> list:
+        begun.append(1)
+        assert gate.wait(30)
+        if len(begun) == 3:
+            raise RuntimeError("torch is being torn down")
+        return []
+
+    monkeypatch.setattr(evidence.collectives, "recent", dump)
+    control, made = Control(), evidence.Evidence(said.append)
+    page = hook_peer.map_control(control.fd)
+
+    def ask(number: int) -> None:
+        page[layout.CONTROL_EVIDENCE_AT : layout.CONTROL_EVIDENCE_AT + 8] = number.to_bytes(8, "little")
+        made.look(control.evidence)
+
+    made.look(control.evidence)
+    assert not begun
+    for number in (5, 5, 6, 4):
+        ask(number)
+    waits(lambda: begun)
+    time.sleep(0.05)
+    assert len(begun) == 1 and not said, "the dump does not return, and nothing waits for it"
+    gate.set()
+    waits(lambda: said)
+    ask(5)
+    time.sleep(0.05)
+    assert [word["number"] for word in said] == [5]
+    waits(lambda: not made._thread.is_alive())
+    ask(6)
+    waits(lambda: len(said) == 2 and not made._thread.is_alive())
+    ask(7)
+    waits(lambda: len(begun) == 3 and not made._thread.is_alive())
+    assert [word["number"] for word in said] == [5, 6], "what fails is told by nobody and harms nothing"
+    control.close()
+
+
+def test_ops_that_do_not_fit_a_field_are_left_out_whole():
+    op = ":".join(["9" * 18, "9" * 18, "sp", "n" * 32, "9" * 15, "T" * 24])
+    group = {"group": "0", "ranks": "0-3", "enqueued": 1, "started": None, "completed": 0, "ops": [op] * 8}
+    fields = carried(0, {"event": "flight", "number": 1, "stack": [], "groups": [group]}).fields
+    assert fields["ops_0"] == ",".join([op] * 4)
