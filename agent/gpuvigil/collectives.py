@@ -43,7 +43,9 @@ def recent() -> List[Dict[str, Any]]:
     for dump in _dumps(includeCollectives=True):
         members = {name: ranges(ranks) for name, ranks in _members(module).items()}
         if rows := flight.condense(dump, members):
-            return rows
+            # a group that this rank has never used is in no record, and others may wait for it there
+            unused = [row["group"] for row in _from_sequences(module) if not row["enqueued"]]
+            return flight.with_unused(rows, unused, members)
     return []
 
 

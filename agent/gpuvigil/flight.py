@@ -35,9 +35,26 @@ def condense(dump: Mapping[str, Any], members: Mapping[str, str]) -> List[Dict[s
     return rows[:GROUPS_MAX]
 
 
+def with_unused(
+    rows: List[Dict[str, Any]], unused: List[str], members: Mapping[str, str]
+) -> List[Dict[str, Any]]:
+    """Add groups that have no op yet, as far as there is room."""
+    known = {row["group"] for row in rows}
+    more: List[Dict[str, Any]] = [
+        {"group": name, "about": "", "ranks": _fit(members.get(name, "")), "enqueued": 0, "started": None,
+         "completed": 0, "ops": []}
+        for name in unused if name not in known
+    ]  # fmt: skip
+    return [*rows, *more][:GROUPS_MAX]
+
+
+def _fit(ranks: str) -> str:
+    return ranks if len(ranks) <= RANKS_MAX else ""
+
+
 def _row(name: str, entries: List[Dict[str, Any]], status: Mapping[Any, Any], ranks: str) -> Dict[str, Any]:
     row: Dict[str, Any] = {
-        "group": name, "about": _group(entries[-1])[1], "ranks": ranks if len(ranks) <= RANKS_MAX else "",
+        "group": name, "about": _group(entries[-1])[1], "ranks": _fit(ranks),
         "enqueued": None, "started": None, "completed": None,
         "ops": [_op(entry) for entry in _needed(entries)],
     }  # fmt: skip

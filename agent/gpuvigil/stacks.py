@@ -22,6 +22,7 @@ from gpuvigil.ring import anonymous_file
 _FIRST, _COUNT = 12, 8  # SIGRTMIN+12 and the seven after it: far from what runtimes and debuggers use
 _SIGACTION_MAX = 256  # bytes; the kernel's struct is 152 on x86-64, its handler comes first
 _DEFAULT, _IGNORED = 0, 1
+_libc = ctypes.CDLL(None)
 _owners: Dict[int, int] = {}  # signal -> process that registered it; a forked child may take it over
 
 
@@ -62,7 +63,7 @@ def handler_of(number: int) -> Optional[int]:
     Source: sigaction(2). Python's own view misses handlers that C code has set.
     """
     old = ctypes.create_string_buffer(_SIGACTION_MAX)
-    if ctypes.CDLL(None).sigaction(number, None, old) != 0:
+    if _libc.sigaction(number, None, old) != 0:
         return None
     return ctypes.c_void_p.from_buffer(old).value or _DEFAULT
 

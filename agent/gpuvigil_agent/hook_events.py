@@ -47,13 +47,14 @@ def standstill(rank: Rank, word: Standstill) -> AgentEvent:
 
 
 def flight(rank: Rank, word: Flight) -> AgentEvent:
-    """A rank's own records: a field a group, and one of its last ops.
+    """A rank's own records: a field a group, with what it is for, and one of its last ops.
 
     Ops that do not fit are left out whole: the hook puts those first that tell most.
     """
     fields = {"source": "records", "number": str(word.number), "stack": _joined(word.stack)}
-    fields |= _places(word.groups)
-    for place, group in enumerate(word.groups):
+    for place, (key, told) in enumerate(_places(word.groups).items()):
+        group = word.groups[place]
+        fields[key] = f"{told}|{group.about.replace('|', '_')}"
         ops = list(group.ops)
         while len(",".join(ops)) > FIELD_MAX:
             ops.pop()

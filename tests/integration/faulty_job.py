@@ -2,7 +2,8 @@
 
 usage (under torchrun): faulty_job.py; FAULT=KIND:RANK:STEP, STEP_S: seconds of one step (0.1)
 kinds: hang (a loop in host code), gil (the interpreter lock held), skip (one collective left out), left_out
-(one of the two kinds that each step has, so that the others wait in another op), stop (SIGSTOP), kill
+(one of the two kinds that each step has, so that the others wait in another op), elsewhere (a collective of
+another group in its place), stop (SIGSTOP), kill
 (SIGKILL), slow (10 % longer steps from then on), data (the input takes 10 % of a step longer)
 """
 
@@ -46,6 +47,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     gradient, weights = torch.ones(1000), torch.ones(10)
+    group = dist.new_group() if KIND == "elsewhere" else None
     step = 0
     while True:
         faulty = rank == int(AT_RANK) and step >= int(AT_STEP)
@@ -56,6 +58,8 @@ def main() -> None:
                 time.sleep(0.9 * STEP_S + (0.1 * STEP_S if faulty and KIND == "slow" else 0.0))
             if faulty and step == int(AT_STEP):
                 misbehave()
+                if KIND == "elsewhere":
+                    dist.barrier(group)
             with monitor.phase("backward"):
                 if not (KIND in {"skip", "left_out"} and faulty and step == int(AT_STEP)):
                     dist.all_reduce(gradient)

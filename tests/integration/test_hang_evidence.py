@@ -19,7 +19,10 @@ from integration.test_training_end_to_end import certain, cli, get
 HERE = Path(__file__).parent
 AT_STEP = 40
 # job -> fault:rank, ranks
-JOBS = {"held": ("gil:1", 2), "three": ("left_out:2", 3), "two": ("left_out:1", 2), "stop": ("stop:0", 2)}
+JOBS = {
+    "held": ("gil:1", 2), "three": ("left_out:2", 3), "two": ("left_out:1", 2), "stop": ("stop:0", 2),
+    "cross": ("elsewhere:1", 3),
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -85,6 +88,7 @@ def test_what_a_hang_shows(tmp_path: Path) -> None:
         left_out_is_named(web)
         two_alike_are_not_told_apart(web)
         stopped_is_not_signalled(web)
+        one_in_another_group_is_named(web)
         time.sleep(3)
         asked_once(tmp_path)
 
@@ -122,6 +126,13 @@ def stopped_is_not_signalled(web: int) -> None:
     row, facts = settled(web, "stop", "held")
     assert row["target"] == "trainer/rank:stop/0"
     assert facts["held"] == "rank 0: it is stopped by a signal, or by a debugger"
+
+
+def one_in_another_group_is_named(web: int) -> None:
+    row, facts = settled(web, "cross", "records")
+    assert (row["target"], facts["kind"]) == ("trainer/rank:cross/1", "desync"), facts
+    assert "rank 1 waits in barrier 1 of group 1" in facts["sentence"]
+    assert "rank 1 in barrier, from faulty_job.py" in facts["stacks"]
 
 
 def asked_once(folder: Path) -> None:

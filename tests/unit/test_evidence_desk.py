@@ -33,7 +33,7 @@ class Play:
 
     def records(self, rank: int, ops: str, stack: str = WAITS) -> None:
         last = ops.split(",", maxsplit=1)[0].split(":")[1]
-        self.say(rank, {"source": "records", "stack": stack, "group_0": f"0 tp|{last}||{int(last) - 1}|0-3",
+        self.say(rank, {"source": "records", "stack": stack, "group_0": f"0|{last}||{int(last) - 1}|0-3|tp",
                         "ops_0": ops})  # fmt: skip
 
     def say(self, rank: int, fields: dict[str, str]) -> None:

@@ -109,6 +109,27 @@ async def test_one_that_handles_no_signal_is_left_alive(fd: int) -> None:
         assert process.poll() is None
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
+def test_an_agent_that_may_not_signal_says_so(fd: int) -> None:
+    """As under the shipped unit: another user's process, and no capability."""
+    with child(HANDLES + SLEEPS, fd) as process, rank_of(process, fd) as rank:
+        here, there = os.pipe()
+        agent = os.fork()
+        if not agent:
+            with contextlib.suppress(BaseException):
+                os.setgroups([])
+                os.setuid(65534)
+                told: list = []
+                hook_evidence.gather([rank], 5, told.append)
+                os.write(there, told[0].fields["note"].encode())
+            os._exit(0)
+        os.close(there)
+        os.waitpid(agent, 0)
+        assert os.read(here, 500) == b"the agent may not signal it: Operation not permitted"
+        os.close(here)
+        assert not os.pread(fd, 1, 0).strip(b"\0")
+
+
 @pytest.mark.parametrize(("number", "note"), [
     (0, "it offers no signal"), (signal.SIGKILL, "handles signal 9 no more"), (999, "it offers no signal"),
 ])  # fmt: skip

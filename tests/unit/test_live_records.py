@@ -92,7 +92,7 @@ def gloo(entries: list[dict], ranks: str = "[0, 1, 2]") -> bytes:
     done = max((e["collective_seq_id"] for e in entries if e["retired"]), default=-1)
     status = {"last_enqueued_collective": str(last), "last_started_collective": "-1",
               "last_completed_collective": str(done)}  # fmt: skip
-    config = {"": {"name": "", "desc": "", "ranks": ranks}, "0": {"name": "0", "ranks": ranks}}
+    config = {"": {"name": "", "desc": "", "ranks": "[]"}, "0": {"name": "0", "ranks": ranks}}
     return json.dumps({"version": "2.10", "pg_config": config, "pg_status": {"0": status},
                        "entries": entries}).encode()  # fmt: skip
 
@@ -135,6 +135,22 @@ def test_what_the_order_of_ops_tells_is_said_and_no_more():
     assert both.endswith("rank 2 left out all_reduce 5 or did broadcast once more than the others")
 
 
+def test_ranks_that_wait_for_each_other_in_different_groups_are_told_apart():
+    """Rank 2 left out op 7 of group 0 and is in group 1, which the others have not used yet."""
+    before = [*step(1), *step(3), *step(5)]
+    own = entry(1, "barrier", done=False) | {"process_group": ["1", "undefined"], "pg_id": 1, "record_id": 9}
+    members = {"0": "0-2", "1": "0-2"}
+    told = {}
+    for rank in range(3):
+        word = word_of(gloo([*before, *([own] if rank == 2 else [entry(7, done=False)])]), members)
+        word["groups"] = flight.with_unused(word["groups"], ["0", "1"], members)
+        told[rank] = live_records.read(carried(rank, word))
+    found = live_records.blame([(rank, one, False) for rank, one in told.items()], 0)
+    assert (found.culprits, found.kind) == ((2,), "desync")
+    said = "rank 2 waits in barrier 1 of group 1 undefined for others, who wait for it in another group"
+    assert found.sentence.startswith(said)
+
+
 def test_gloo_that_all_wait_in_alike_stays_unknown():
     alike = gloo([*step(1), entry(3, done=False)])
     found = live({f"r_{rank}": alike for rank in range(3)})
@@ -159,7 +175,7 @@ def test_a_rank_that_stands_still_and_tells_nothing_holds_the_others():
 
 
 def test_json_without_times_is_not_taken_for_complete():
-    found = read_dump(gloo([entry(1), entry(2, done=False)]), "dump_1")
+    found = read_dump(gloo([entry(1), entry(2, done=False)], "[]"), "dump_1")
     assert [record.completed for record in found.records] == [True, False] and not found.times
 
 

@@ -47,7 +47,7 @@ class EvidenceDesk:
         for name in suspected:
             asked_ns = self._asked_ns.get(name)
             due = asked_ns is None or now_ns - asked_ns >= self._settings.evidence_interval * SECOND_NS
-            if due and name in jobs:
+            if due and name in jobs and jobs[name].living:
                 self._ask(jobs[name], now_ns)
 
     def _ask(self, job: Job, now_ns: int) -> None:

@@ -153,6 +153,8 @@ def _groups(config: Mapping[Any, Any]) -> tuple[dict[str, tuple[int, ...]], dict
             raise DumpError("expected ranks of a group: numbers") from None
         if len(set(ranks)) != len(ranks) or any(not 0 <= rank < _RANK_MAX for rank in ranks):
             raise DumpError(f"expected ranks of a group: each once, from 0 to {_RANK_MAX}")
+        if not ranks:
+            continue  # gloo names no members: such a group tells nothing
         members[name] = ranks
         labels[name] = f"{name} {_text(group.get('desc'))}".strip()
     return members, labels

@@ -15,7 +15,7 @@ from gpuvigil_detectors.base import FactEvent
 from gpuvigil_detectors.training import flight_recorder, standing
 from gpuvigil_detectors.training.blame import judge
 from gpuvigil_detectors.training.flight_dump import Dump, Record, Status, op_of, peer_of
-from gpuvigil_detectors.training.progress import Blame, Op, RankProgress, State
+from gpuvigil_detectors.training.progress import Blame, GroupProgress, Op, RankProgress, State
 from gpuvigil_protos.entity import job_and_rank_of
 
 _OPS: Final = "ops_"
@@ -25,10 +25,11 @@ _OP: Final = re.compile(r"(\d{1,18}):(\d{1,18}):([sbc])(p?):([^:,]{0,40}):(\d{0,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """One rank's newest records, and when they were taken."""
+    """One rank's newest records, when they were taken, and the groups that it has never used."""
 
     at_ns: int
     dump: Dump
+    unused: frozenset[str] = frozenset()
 
 
 def read(event: FactEvent) -> Told | None:
@@ -37,11 +38,13 @@ def read(event: FactEvent) -> Told | None:
     records: list[Record] = []
     status: dict[int, Status] = {}
     members: dict[str, tuple[int, ...]] = {}
+    labels: dict[str, str] = {}
     for key, value in event.fields.items():
         words = value.split("|")
         place = standing.number(key.removeprefix(standing.PREFIX))
-        if not key.startswith(standing.PREFIX) or place is None or len(words) != 5:
+        if not key.startswith(standing.PREFIX) or place is None or len(words) != 6:
             continue
+        labels[words[0]] = f"{words[0]} {words[5]}".strip()
         records += _records(event.fields.get(f"{_OPS}{place}", ""), words[0], place)
         counts = [standing.number(word) for word in words[1:4]]
         if any(count is not None for count in counts):
@@ -52,8 +55,11 @@ def read(event: FactEvent) -> Told | None:
         return None
     begun = any(record.started and not record.completed for record in records)
     times = begun or any(row.started is not None for row in status.values())
-    dump = Dump(rank=where[1], members=members, status=status, records=tuple(records), times=times)
-    return Told(at_ns=event.time_ns, dump=dump)
+    dump = Dump(
+        rank=where[1], members=members, labels=labels, status=status, records=tuple(records), times=times
+    )
+    used = {record.group for record in records}
+    return Told(at_ns=event.time_ns, dump=dump, unused=frozenset(members.keys() - used))
 
 
 def _records(text: str, group: str, place: int) -> list[Record]:
@@ -77,35 +83,46 @@ def blame(
     since_ns: when the job came to a stand; records from before say nothing of it. struck: ranks whose device
     has reported a fatal fault.
     """
-    dumps, states = [], dict[int, State]()
-    for number, told, stopped in living:
+    states: dict[int, State] = {}
+    told: dict[int, Told] = {}
+    for number, one, stopped in living:
         states[number] = "stopped" if stopped else "alive"
-        if told is not None and told.at_ns >= since_ns:
-            dumps.append(told.dump)
+        if one is not None and one.at_ns >= since_ns:
+            told[number] = one
         elif not stopped:
             return None
-    if not dumps:
+    if not told:
         return None
+    dumps = [one.dump for one in told.values()]
     members = flight_recorder.members_of(dumps)
-    rows = [
-        replace(row, state=states.get(row.rank, row.state), hardware=row.rank in struck)
-        for row in flight_recorder.progress(dumps, members)
-    ]
-    known = {row.rank for row in rows}
-    rows += [
-        RankProgress(rank=rank, state=state)
-        for rank, state in states.items() if rank not in known
+    labels = {name: label for dump in dumps for name, label in dump.labels.items()}
+    rows = {row.rank: row for row in flight_recorder.progress(dumps, members)}
+    rows |= {rank: RankProgress(rank=rank) for rank in states.keys() - rows.keys()}
+    whole = [
+        replace(
+            flight_recorder.labelled(_with_unused(row, told.get(rank)), labels),
+            state=states.get(rank, row.state), hardware=rank in struck,
+        )
+        for rank, row in rows.items()
     ]  # fmt: skip
-    found = judge(rows, members)
-    left_out = _left_out(found, dumps)
+    found = judge(whole, {labels.get(name, name): ranks for name, ranks in members.items()})
+    left_out = _left_out(found, dumps, labels)
     return replace(found, sentence=f"{found.sentence}; {left_out}") if left_out else found
 
 
-def _left_out(found: Blame, dumps: Sequence[Dump]) -> str:
+def _with_unused(row: RankProgress, told: Told | None) -> RankProgress:
+    """Put a rank before the first op of the groups that it has never used: others may wait for it there."""
+    if told is None:
+        return row
+    more = {name: GroupProgress(group=name, enqueued=0, completed=0) for name in told.unused}
+    return replace(row, groups=more | dict(row.groups))
+
+
+def _left_out(found: Blame, dumps: Sequence[Dump], labels: Mapping[str, str]) -> str:
     """Say that a rank left an op out, or did one more, where the order of the ops before shows it."""
     if found.kind != "desync" or len(found.culprits) != 1:
         return ""
-    ranks = {dump.rank: _ops(dump, found.group) for dump in dumps}
+    ranks = {dump.rank: _ops(dump, labels, found.group) for dump in dumps}
     own = ranks.pop(found.culprits[0], {})
     others: dict[int, Op] = {}
     for ops in ranks.values():
@@ -121,8 +138,10 @@ def _left_out(found: Blame, dumps: Sequence[Dump]) -> str:
     return f"by the order so far rank {found.culprits[0]} {' or '.join(said)}" if said else ""
 
 
-def _ops(dump: Dump, group: str) -> dict[int, Op]:
-    return {row.sequence: row.op for row in dump.records if row.group == group and not row.between_two}
+def _ops(dump: Dump, labels: Mapping[str, str], label: str) -> dict[int, Op]:
+    """A rank's ops in one group by number."""
+    own = (row for row in dump.records if labels.get(row.group, row.group) == label)
+    return {row.sequence: row.op for row in own if not row.between_two}
 
 
 def _follows(ops: Mapping[int, Op], before: int, op: Op) -> set[Op]:

@@ -1,7 +1,8 @@
 """The newest Xid and network events of each node, remembered for the hang that may follow.
 
 A job's word says who waits for whom; what its node's driver and kernel said shortly before says why. Facts
-for people, with the time before the stand: no judgement. Bounds: the newest 8 events a node, 4,096 nodes, 10 min.
+for people, with the time before the stand, and one judgement: a fatal Xid tells a rank apart from others that
+wait alike. Bounds: the newest 8 events a node, 4,096 nodes and GPUs, 10 min.
 """
 
 from __future__ import annotations

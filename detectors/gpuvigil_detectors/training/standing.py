@@ -57,7 +57,7 @@ def read(event: FactEvent) -> Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What a rank's agent found where its hook does not run. state: the kernel's letter. note: why no stack."""
+    """What an agent found of a rank whose hook does not run. state: the kernel's letter. note: why no stack."""
 
     at_ns: int
     state: str
