@@ -28,6 +28,7 @@ from gpuvigil_collector.reload import Reloader
 from gpuvigil_collector.repair.plant import Plant
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.service import BrainFailedError, Service
 from gpuvigil_collector.store import Store
@@ -147,6 +148,7 @@ def _pipeline(
         desk=desk,
         calls=plant.calls,
         repair=plant.repair,
+        evidence=EvidenceDesk(config.saves, send),
         foresight=Foresight(desk) if config.saves.requests == "auto" else None,
         learned=learned,
         tracker=tracker,

@@ -84,11 +84,15 @@ class SaveSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     (and hardware that begins to fail under a job).
 
     interval: between two requests to one job; deadline: how long a save may take before it is given up.
+    evidence: ask a job that makes no step for stacks and its records of collectives, opted in or not: it only
+    looks. evidence_interval: between two such requests to one job.
     """
 
     requests: Literal["off", "operator", "auto"] = "operator"
     interval: Seconds = Seconds(60)
     deadline: Seconds = Seconds(600)
+    evidence: bool = True
+    evidence_interval: Seconds = Seconds(120)
 
 
 class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -142,6 +146,9 @@ def _check(config: CollectorConfig, origin: str) -> None:
     if config.nodes.forget_after < 3600:
         got = f"{config.nodes.forget_after:g} s"
         raise ConfigError(f'{origin}: nodes.forget_after: expected at least "1h", got {got}')
+    if config.saves.evidence_interval < 10:
+        got = f"{config.saves.evidence_interval:g} s"
+        raise ConfigError(f'{origin}: saves.evidence_interval: expected at least "10s", got {got}')
     if not 0.1 <= config.tick.interval <= 60:
         got = f"{config.tick.interval:g} s"
         raise ConfigError(f'{origin}: tick.interval: expected "100ms" to "1min", got {got}')

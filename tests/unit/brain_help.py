@@ -25,6 +25,7 @@ from gpuvigil_collector.repair.calls import AgentCalls
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.web import roles
 from gpuvigil_collector.web.app import Sources, make_app
@@ -113,7 +114,8 @@ class Rig:
         )  # fmt: skip
         self.pipeline = Pipeline(
             store=self.store, structural=self.structural, rules=self.rules, training=Training(),
-            books=Books(directory / "goodput.json"), desk=desk, foresight=Foresight(desk),
+            books=Books(directory / "goodput.json"), desk=desk,
+            evidence=EvidenceDesk(SaveSettings(), self.sent.append), foresight=Foresight(desk),
             calls=AgentCalls(self.sent.append), repair=self.repair,
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
