@@ -1,4 +1,4 @@
-"""R2, R3 with real processes: killed at each moment, and leaders that are stopped; judged by the outside's log."""
+"""R2, R3 with real processes: killed at each moment, stopped while leading; judged by the outside's log."""
 
 from __future__ import annotations
 
