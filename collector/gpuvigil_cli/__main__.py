@@ -20,6 +20,8 @@ import typer
 from rich.console import Console
 
 from gpuvigil.cli import main as dispatch
+from gpuvigil_cli.alerts import test_alert
+from gpuvigil_cli.arguments import AsJson, Ca, Cert, Key, Url
 from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity, Json
 from gpuvigil_cli.demo.run import Options, run_demo
 from gpuvigil_cli.demo.training import available as can_train
@@ -36,11 +38,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Which node, GPU, link or job is going wrong, and why.",
 )
-Url = Annotated[str, typer.Option(envvar="GPUVIGIL_URL", help="The collector's API.")]
-Ca = Annotated[str, typer.Option(envvar="GPUVIGIL_CA", help="With https: the collector's CA, a PEM file.")]
-Cert = Annotated[str, typer.Option(envvar="GPUVIGIL_CERT", help="With https: your certificate, a PEM file.")]
-Key = Annotated[str, typer.Option(envvar="GPUVIGIL_KEY", help="With https: its key, a PEM file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 def _print_json(value: object) -> None:
@@ -214,6 +211,9 @@ def why(
         _print_json(found)
     else:
         show_why(_console(), found)
+
+
+app.command("test-alert")(test_alert)
 
 
 @app.command(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from gpuvigil_collector.alerting.settings import AlertingConfig
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_protos import settings
 from gpuvigil_protos.settings import ConfigError, Seconds, Tls, is_loopback
@@ -93,6 +94,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     journal: JournalSettings = JournalSettings()
     nodes: Nodes = Nodes()
     saves: SaveSettings = SaveSettings()
+    alerting: AlertingConfig = AlertingConfig()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")
@@ -112,6 +114,7 @@ def load(path: Path | None, overrides: list[str]) -> CollectorConfig:
 def _check(config: CollectorConfig, origin: str) -> None:
     config.ingest.check(origin)
     config.web.tls.check(f"{origin}: web")
+    config.alerting.check(origin)
     split_address(config.web.address, f"{origin}: web.address")
     split_address(config.ingest.address, f"{origin}: ingest.address")
     if not is_loopback(config.web.address) and not (config.web.tls.enabled or config.web.insecure):

@@ -31,7 +31,7 @@ _PAGED: Final = ("limit", "cursor")
 _LINKS: Final = "\n".join(
     ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/jobs",
      "/api/v1/incidents", "/api/v1/incidents/ID", "/api/v1/goodput", "/api/v1/goodput/JOB", "/api/v1/saves",
-     "/api/v1/saves/ID", "/api/v1/ledger", "/metrics", "/healthz", ""]
+     "/api/v1/saves/ID", "/api/v1/alerting", "/api/v1/ledger", "/metrics", "/healthz", ""]
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ class Sources:
     alive: Callable[[], bool]
     faults: Callable[[], list[str]]
     ask: Callable[..., Future[SaveRequest]]
+    more: tuple[Route, ...] = ()
 
 
 def make_app(sources: Sources) -> Starlette:
@@ -64,7 +65,11 @@ def make_app(sources: Sources) -> Starlette:
         Route("/api/v1/jobs/{job}/restart", api.ask_restart, methods=["POST"]),
     ]
     app = Starlette(
-        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()), *asks],
+        routes=[
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()),
+            *asks,
+            *sources.more,
+        ],
         exception_handlers={
             BadQueryError: _bad_query,
             HTTPException: _http_error,
