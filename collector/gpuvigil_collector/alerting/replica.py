@@ -76,7 +76,6 @@ class Replica:
         """End the thread. Nothing is resolved: what is open stays so until its endsAt, or our next start."""
         self._stopping.set()
         self._thread.join(timeout_s)
-        self._alertmanager.close()
 
     def _run(self) -> None:
         failed = 0
@@ -88,6 +87,7 @@ class Replica:
             self._outbox.want(wanted.alerts, now_ns, wanted.ended, sure=wanted.sure)
             failed = 0 if self._send(now_ns) else failed + 1
             self.state.waiting, self.state.dropped = self._outbox.waiting, self._outbox.dropped
+        self._alertmanager.close()
 
     @staticmethod
     def _pause_s(failed: int) -> float:

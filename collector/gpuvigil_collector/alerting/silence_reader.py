@@ -40,8 +40,6 @@ class SilenceReader:
         """End the thread."""
         self._stopping.set()
         self._thread.join(timeout_s)
-        for one in self._alertmanagers:
-            one.close()
 
     @property
     def count(self) -> int:
@@ -73,7 +71,9 @@ class SilenceReader:
         while True:
             self._look()
             if self._stopping.wait(self._config.silences_interval):
-                return
+                break
+        for one in self._alertmanagers:
+            one.close()
 
     def _look(self) -> None:
         """Ask every replica; what one that is down held is on the others, or is kept until one answers."""
