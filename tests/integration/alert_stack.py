@@ -117,7 +117,9 @@ class Replica:
         return str(post(f"{self.url}/api/v2/silences", body)["silenceID"])
 
     def unsilence(self, id_: str) -> None:
-        request = urllib.request.Request(f"{self.url}/api/v2/silence/{urllib.parse.quote(id_)}", method="DELETE")
+        request = urllib.request.Request(
+            f"{self.url}/api/v2/silence/{urllib.parse.quote(id_)}", method="DELETE"
+        )
         urllib.request.urlopen(request, timeout=10).close()
 
 

@@ -122,7 +122,9 @@ class Fires:
     labels: str = ""
 
 
-def write(path: Path, head: list[str], recording: Recording, fires: list[Fires], silent_day: bool = False) -> None:
+def write(
+    path: Path, head: list[str], recording: Recording, fires: list[Fires], silent_day: bool = False
+) -> None:
     """Write the file. silent_day: go on for 24 h, in which nothing but the Watchdog may fire."""
     more = DAY_S // recording.step_s - recording.length if silent_day else 0
     lines = [f"# {line}" for line in head]
@@ -130,7 +132,10 @@ def write(path: Path, head: list[str], recording: Recording, fires: list[Fires],
     lines += [f"evaluation_interval: {60 if silent_day else recording.step_s}s", "tests:"]
     lines += [f"  - interval: {recording.step_s}s", "    input_series:"]
     for name, values in sorted(recording.series.items()):
-        lines += [f"      - series: {json.dumps(name)}", f"        values: {json.dumps(notation(values, more))}"]
+        lines += [
+            f"      - series: {json.dumps(name)}",
+            f"        values: {json.dumps(notation(values, more))}",
+        ]
     lines += ["    promql_expr_test:"]
     for one in fires:
         which = f'ALERTS{{alertname="{one.alert}",alertstate="firing"{one.labels}}}'
@@ -141,7 +146,9 @@ def write(path: Path, head: list[str], recording: Recording, fires: list[Fires],
         other = 'ALERTS{alertstate="firing",alertname!="GpuvigilWatchdog"}'
         lines += _expects(f"count_over_time({other}[{DAY_S}s])", DAY_S - recording.step_s, None)
         watchdog = 'count_over_time(ALERTS{alertstate="firing",alertname="GpuvigilWatchdog"}[1d]) > bool 1400'
-        lines += _expects(f"max by (alertname) ({watchdog})", DAY_S - recording.step_s, '{alertname="GpuvigilWatchdog"}')
+        lines += _expects(
+            f"max by (alertname) ({watchdog})", DAY_S - recording.step_s, '{alertname="GpuvigilWatchdog"}'
+        )
     path.write_text("\n".join(lines) + "\n")
 
 

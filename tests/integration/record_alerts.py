@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from integration import stack
 from integration.promtool_file import Fires, record, write
 from integration.wire_client import Wire, batch, block, channel, event, gap
@@ -52,7 +53,9 @@ class Site:
         self.folder, self.running = folder, running
         self.grpc, self.web, self.prometheus = (stack.free_port() for _ in range(3))
 
-    def start(self, more: str = "", program: tuple[str, ...] = ("-m", "gpuvigil_collector")) -> subprocess.Popen:
+    def start(
+        self, more: str = "", program: tuple[str, ...] = ("-m", "gpuvigil_collector")
+    ) -> subprocess.Popen:
         config = self.folder / "collector.toml"
         config.write_text(
             f'state_directory = "{self.folder}/collector"\n[detection]\nstatistical = false\n'
@@ -84,13 +87,21 @@ class Site:
         recording = record(self.prometheus, STEP_S)
         end_s = (recording.length - 1) * STEP_S
         rows = [
-            Fires(alert=alert, after_s=max(0, recording.seconds(at_s) - STEP_S), by_s=by or end_s, labels=labels)
+            Fires(
+                alert=alert, after_s=max(0, recording.seconds(at_s) - STEP_S), by_s=by or end_s, labels=labels
+            )
             for alert, at_s, labels, by in fires
         ]
-        version = subprocess.run(["prometheus", "--version"], capture_output=True, text=True).stdout.split()[2]
+        version = subprocess.run(["prometheus", "--version"], capture_output=True, text=True).stdout.split()[
+            2
+        ]
         head = [
             f"Recorded by `python -m integration.record_alerts {run}`, seed {SEED}, Prometheus {version}. Do not edit.",
-            *(["The recorded minutes go on by promtool's repetition until 24 h are full."] if silent_day else []),
+            *(
+                ["The recorded minutes go on by promtool's repetition until 24 h are full."]
+                if silent_day
+                else []
+            ),
         ]
         write(OUT / f"{run}.yml", head, recording, rows, silent_day)
 
@@ -142,7 +153,9 @@ def fleet(site: Site) -> None:
         time.sleep(75)
         for number, (_, _, alert) in enumerate(FAULTS):
             truth = json.loads((site.folder / f"truth-{number}.jsonl").read_text().splitlines()[0])
-            fires.append((alert, truth["injected_ns"] / 1e9, f',node="sim-{number}",class="{truth["class"]}"', 0))
+            fires.append(
+                (alert, truth["injected_ns"] / 1e9, f',node="sim-{number}",class="{truth["class"]}"', 0)
+            )
         site.write("fleet", fires)
 
 
@@ -160,16 +173,14 @@ def own(site: Site) -> None:
     """Everything that can go wrong with the collector itself, in mode api; its end is the last of it."""
     dead = stack.free_port()
     process = site.start(
-        f'[alerting]\nmode = "api"\nalertmanagers = ["http://127.0.0.1:{dead}"]\n[incidents]\nopen_max = 55\n'
+        f'[alerting]\nmode = "api"\nalertmanagers = ["http://127.0.0.1:{dead}"]\n[incidents]\nopen_max = 55\n[ingest.recordings]\nflush_interval = "0.2s"\n'
     )
     fires = [("GpuvigilAlertsNotDelivered", time.time(), "", 0)]
     time.sleep(30)
     asyncio.run(_wires(site, fires))
     fires.append(("GpuvigilIngestWorkerRestarts", time.time(), "", 0))
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in children:
-        if "worker" in Path(f"/proc/{child}/cmdline").read_text():
-            os.kill(int(child), signal.SIGKILL)
+    (worker,) = psutil.Process(process.pid).children()
+    worker.kill()
     time.sleep(20)
     for alert in ("GpuvigilJournalFault", "GpuvigilCollectorUnhealthy"):
         fires.append((alert, 0 if "Unhealthy" in alert else time.time(), "", 0))
@@ -236,7 +247,9 @@ def stalled(site: Site) -> None:
     time.sleep(30)
     asked_s = time.time()
     request = urllib.request.Request(
-        f"http://127.0.0.1:{site.web}/api/v1/test-alert?for=30s", method="POST", headers={"X-Gpuvigil-Request": "1"}
+        f"http://127.0.0.1:{site.web}/api/v1/test-alert?for=30s",
+        method="POST",
+        headers={"X-Gpuvigil-Request": "1"},
     )
     urllib.request.urlopen(request, timeout=10).read()
     time.sleep(45)

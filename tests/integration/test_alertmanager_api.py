@@ -39,7 +39,9 @@ def told(hook, status, count=1):
 
 def test_a_webhook_comes_once_and_is_resolved_once(tmp_path, hook, replica):
     brain, one = Brain(), incident()
-    with alerting(tmp_path / "a", brain, replica.url, labels={"cluster": "a"}, runbooks="https://r.example") as made:
+    with alerting(
+        tmp_path / "a", brain, replica.url, labels={"cluster": "a"}, runbooks="https://r.example"
+    ) as made:
         time.sleep(1.5)
         assert replica.alerts() == [], "nothing before the first tick"
         brain.publish(one)
@@ -70,7 +72,9 @@ def test_a_raised_severity_ends_the_lesser_alert(tmp_path, hook, replica):
         told(hook, "firing")
         brain.publish(replace(one, severity="critical"))
         told(hook, "firing", 2)
-        stack.wait_for(lambda: [a["labels"]["severity"] for a in replica.alerts()] == ["critical"], 20, "one alert")
+        stack.wait_for(
+            lambda: [a["labels"]["severity"] for a in replica.alerts()] == ["critical"], 20, "one alert"
+        )
         assert {a["labels"]["severity"] for a in hook.alerts("resolved")} <= {"warning"}
 
 
@@ -79,7 +83,10 @@ def test_o6_two_collectors_are_one_alert_resolved_once(tmp_path, hook, replica):
     first, second = Brain(), Brain()
     ours, theirs = incident(), incident(cause="another sentence")
     assert ours.id != theirs.id and ours.opened_ns != theirs.opened_ns
-    with alerting(tmp_path / "a", first, replica.url) as a, alerting(tmp_path / "b", second, replica.url) as b:
+    with (
+        alerting(tmp_path / "a", first, replica.url) as a,
+        alerting(tmp_path / "b", second, replica.url) as b,
+    ):
         first.publish(ours)
         second.publish(theirs)
         told(hook, "firing")

@@ -96,7 +96,9 @@ def test_matchers_are_evaluated_as_alertmanager_does(tmp_path, replica):
     for matchers in sets:
         replica.silence(*matchers, *([("node", "never", *NOT)] if _vague(matchers) else []))
     kinds = itertools.product(("n1", "n2", "n10"), ("gpu_lost", "thermal"))
-    incidents = [incident(node, name, severity="critical" if node == "n1" else "warning") for node, name in kinds]
+    incidents = [
+        incident(node, name, severity="critical" if node == "n1" else "warning") for node, name in kinds
+    ]
     config = AlertingConfig(alertmanagers=[replica.url], labels={"cluster": "a"})
     brain = Brain()
     brain.publish(*incidents)
@@ -107,7 +109,9 @@ def test_matchers_are_evaluated_as_alertmanager_does(tmp_path, replica):
     with alerting(tmp_path / "a", brain, replica.url, labels={"cluster": "a"}):
         stack.wait_for(lambda: len(everything(replica)) == len(incidents), 20, "all alerts")
         time.sleep(1)
-        theirs = {one["labels"]["fingerprint"]: set(one["status"]["silencedBy"]) for one in everything(replica)}
+        theirs = {
+            one["labels"]["fingerprint"]: set(one["status"]["silencedBy"]) for one in everything(replica)
+        }
     ours = {}
     for one in incidents:
         labels = dict(labels_of(one, config.labels))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from unit.fake_snapshot import Fleet
 from unit.incident_help import Life
 
+from gpuvigil_collector.alerting.service import Alerting
+from gpuvigil_collector.alerting.settings import AlertingConfig
 from gpuvigil_collector.config import SaveSettings, Web
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
@@ -21,6 +23,7 @@ from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.saves.foresight import Foresight
+from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.training.stage import Training
@@ -108,6 +111,7 @@ class Rig:
             retire=Retire(self.store, 7 * 86_400),
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
+        self.alerting = Alerting(AlertingConfig(), directory, lambda: self.pipeline.view, grace_s=0)
         self.alive, self.faults = True, []
 
     def tick(self, seconds=1.0, urgent=False):
@@ -128,7 +132,7 @@ class Rig:
         sources = Sources(
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
-            ask=self.pipeline.desk.ask,
+            ask=self.pipeline.desk.ask, more=alerting_routes(self.alerting),
         )  # fmt: skip
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
         listener, server = bind(web), make_server(make_app(sources), web)

@@ -63,6 +63,7 @@ class Replica:
         self._alertmanager, self._source, self._file = alertmanager, source, file
         self._outbox = Outbox(resend_ns=int(resend_s * 1e9))
         self._stays_s = STAYS * resend_s
+        self._probe_every_ns, self._probe_ns = int(resend_s * 1e9), 0
         self._log = log.get("alerting")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"alerts {self.state.address}", daemon=True)
@@ -109,7 +110,22 @@ class Replica:
                 self._back()
             self._outbox.taken(batch, now_ns)
             self.state.last_success_ns = now_ns
+            self._probe_ns = now_ns
         self._save_if_changed()
+        return self._probe(now_ns)
+
+    def _probe(self, now_ns: int) -> bool:
+        """Where there was nothing to tell for a while, ask with an empty list: a way that is cut shows itself."""
+        if self.state.up and now_ns - self._probe_ns < self._probe_every_ns:
+            return True
+        self._probe_ns = now_ns
+        try:
+            self._alertmanager.post([])
+        except AlertmanagerError as error:
+            self._failed(str(error))
+            return False
+        if not self.state.up:
+            self._back()
         return True
 
     def _post(self, batch: list[Alert]) -> None:
