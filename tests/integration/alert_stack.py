@@ -112,7 +112,8 @@ class Replica:
                 {"name": name, "value": value, "isRegex": regex, "isEqual": equal}
                 for name, value, regex, equal in matchers
             ],
-            "startsAt": stamp(now_s - 1), "endsAt": stamp(now_s + 3600), "createdBy": "ann", "comment": comment,
+            "startsAt": stamp(now_s - 1), "endsAt": stamp(now_s + 3600), "createdBy": "ann",
+            "comment": comment,
         }  # fmt: skip
         return str(post(f"{self.url}/api/v2/silences", body)["silenceID"])
 
@@ -141,7 +142,8 @@ def incident(node: str = "n1", fault_class: str = "gpu_lost", **more) -> Inciden
 
     target, now_ns = gpu(node, 1), time.time_ns()
     fields = {
-        "id": secrets.token_hex(4), "fingerprint": fingerprint(fault_class, target), "fault_class": fault_class,
+        "id": secrets.token_hex(4), "fingerprint": fingerprint(fault_class, target),
+        "fault_class": fault_class,
         "scope": "gpu", "severity": "critical", "state": "open", "node": node, "target": target,
         "cause": "Xid 79: GPU has fallen off the bus", "lead_start_ns": now_ns, "opened_ns": now_ns,
         "seen_ns": now_ns, "gpus": 1, "findings": (finding(fault_class, target),),

@@ -1,4 +1,4 @@
-"""Writes what a real Prometheus scraped as a file for `promtool test rules`: nothing in it is typed by hand."""
+"""Writes what a real Prometheus scraped as a file for `promtool test rules`; nothing is typed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY_S = 86_400
 def metrics_of_rules() -> list[str]:
     """Every metric that a rule's expression names."""
     text = "\n".join(path.read_text() for path in RULES)
-    return sorted(set(re.findall(r"gpuvigil_[a-z_]+", text)))
+    return sorted({"up", *re.findall(r"gpuvigil_[a-z_]+", text)})
 
 
 def query(prometheus: int, expression: str) -> list[dict]:
@@ -53,21 +53,22 @@ def record(prometheus: int, step_s: int, minutes: int = 30) -> Recording:
     rows = [row for name in metrics_of_rules() for row in query(prometheus, f"{name}[{minutes}m]")]
     first_s = min(float(row["values"][0][0]) for row in rows)
     recording = Recording(step_s=step_s, first_s=first_s)
+    targets = sorted({row["metric"]["instance"] for row in rows})
     length = 1 + max(round((float(row["values"][-1][0]) - first_s) / step_s) for row in rows)
     for row in rows:
         values: list[float | None] = [None] * length
         for at, value in row["values"]:
             values[round((float(at) - first_s) / step_s)] = float(value)
-        recording.series[name_of(row["metric"])] = values
+        recording.series[name_of(row["metric"], targets)] = values
     return recording
 
 
-def name_of(labels: dict[str, str]) -> str:
-    """Write a series as PromQL does; ports differ from run to run and are one word here."""
+def name_of(labels: dict[str, str], targets: list[str]) -> str:
+    """Write a series as PromQL does; ports differ from run to run, so a target has a number here."""
     pairs = []
     for name, value in sorted(labels.items()):
         if name != "__name__":
-            shown = "collector:9512" if name == "instance" else value
+            shown = f"collector-{targets.index(value) + 1}:9512" if name == "instance" else value
             pairs.append(f"{name}={json.dumps(shown)}")
     return f"{labels['__name__']}{{{','.join(pairs)}}}"
 

@@ -1,6 +1,7 @@
-"""Records the input series of `promtool test rules`: real collectors and agents, scraped by a real Prometheus.
+"""Records the input series of `promtool test rules`: real collectors, scraped by a real Prometheus.
 
-    PYTHONPATH=agent:collector:detectors:protos:tests python -m integration.record_alerts fleet|normal|own|stalled
+    export PYTHONPATH=agent:collector:detectors:protos:tests
+    python -m integration.record_alerts fleet|normal|own|pair|stalled
 
 Each run writes tests/fixtures/alerts/RUN.yml. What is expected of the alerts comes from what was injected and
 when, as the simulators' truth files and this script's own clock say, not from what the rules made of it.
@@ -34,6 +35,7 @@ STEP_S = 5
 OUT = stack.ROOT / "tests/fixtures/alerts"
 # kind, fields, alert that must tell of it
 FAULTS = (
+    ("memory_leak", "", "GpuvigilHostFault"),  # first: it takes longest to be seen
     ("gpu_lost_xid79", "gpu = 1", "GpuvigilGpuFailed"),
     ("ecc_uncorrectable", "gpu = 0", "GpuvigilGpuMemoryFault"),
     ("power_brake", "gpu = 1", "GpuvigilGpuSlow"),
@@ -41,7 +43,6 @@ FAULTS = (
     ("pcie_downgrade", "gpu = 1", "GpuvigilGpuLinkFault"),
     ("nic_down", "", "GpuvigilNetworkFault"),
     ("disk_filling", "", "GpuvigilStorageFault"),
-    ("memory_leak", "", "GpuvigilHostFault"),
 )
 _WARM_UP_S = 50
 
@@ -61,19 +62,23 @@ class Site:
             f'state_directory = "{self.folder}/collector"\n[detection]\nstatistical = false\n'
             f'[ingest]\naddress = "127.0.0.1:{self.grpc}"\n[web]\naddress = "127.0.0.1:{self.web}"\n{more}'
         )
-        (self.folder / "prometheus.yml").write_text(
-            f"global: {{scrape_interval: {STEP_S}s}}\nscrape_configs:\n  - job_name: gpuvigil-collector\n"
-            f'    static_configs: [{{targets: ["127.0.0.1:{self.web}"]}}]\n'
-        )
         command = (sys.executable, *program, "--config", str(config))
         process = self.running.enter_context(stack.running(self.folder / "collector.log", *command))
         stack.wait_for(lambda: self.ask("health"), 60, "the collector's API")
+        return process
+
+    def scrape(self, *also: int) -> None:
+        """Start the Prometheus that scrapes this collector, and others at their web ports."""
+        targets = ", ".join(f'"127.0.0.1:{port}"' for port in (self.web, *also))
+        (self.folder / "prometheus.yml").write_text(
+            f"global: {{scrape_interval: {STEP_S}s}}\nscrape_configs:\n  - job_name: gpuvigil-collector\n"
+            f"    static_configs: [{{targets: [{targets}]}}]\n"
+        )
         prometheus = (
             "prometheus", f"--config.file={self.folder}/prometheus.yml", "--log.level=warn",
             f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{self.prometheus}",
         )  # fmt: skip
         self.running.enter_context(stack.running(self.folder / "prometheus.log", *prometheus))
-        return process
 
     def ask(self, path: str) -> dict:
         return json.loads(stack.fetch(f"http://127.0.0.1:{self.web}/api/v1/{path}"))
@@ -83,7 +88,7 @@ class Site:
         return self.running.enter_context(found)
 
     def write(self, run: str, fires: list, silent_day: bool = False) -> None:
-        """fires: (alert, injected at, PromQL label matchers). Everything is checked at the recording's end."""
+        """fires: (alert, injected at, PromQL label matchers). Checked at the recording's end."""
         recording = record(self.prometheus, STEP_S)
         end_s = (recording.length - 1) * STEP_S
         rows = [
@@ -95,8 +100,9 @@ class Site:
         version = subprocess.run(["prometheus", "--version"], capture_output=True, text=True).stdout.split()[
             2
         ]
+        command = f"python -m integration.record_alerts {run}"
         head = [
-            f"Recorded by `python -m integration.record_alerts {run}`, seed {SEED}, Prometheus {version}. Do not edit.",
+            f"Recorded by `{command}`, seed {SEED}, Prometheus {version}. Do not edit.",
             *(
                 ["The recorded minutes go on by promtool's repetition until 24 h are full."]
                 if silent_day
@@ -135,6 +141,7 @@ def job(site: Site) -> Iterator[list[int]]:
 def fleet(site: Site) -> None:
     """Eight nodes with a fault each, a job whose rank is killed, a node that falls silent, then two more."""
     site.start()
+    site.scrape()
     simulate = f'gpus = 2\nseed = {SEED}\nstart_ns = {time.time_ns()}\nscenario = "{scenario(site.folder)}"\n'
     for number in range(len(FAULTS)):
         site.agent(f"sim-{number}", f'{simulate}truth_file = "{site.folder}/truth-{number}.jsonl"')
@@ -144,13 +151,16 @@ def fleet(site: Site) -> None:
         os.kill(ranks[1], signal.SIGKILL)
         fires = [("GpuvigilJobFault", time.time(), ',node="trainer",class="process_dead"', 0)]
         quiet[0].kill()
-        fires.append(("GpuvigilNodeSilent", time.time(), ',node="quiet-0"', 0))
+        silent_s = time.time()
         time.sleep(70)
+        # later it is one incident of the fleet with the next two
+        by_s = record(site.prometheus, STEP_S).seconds(time.time()) - STEP_S
+        fires.append(("GpuvigilNodeSilent", silent_s, ',node="quiet-0"', by_s))
         at_s = time.time()
         quiet[1].kill()
         quiet[2].kill()
         fires.append(("GpuvigilBlindSpot", at_s, "", 0))
-        time.sleep(75)
+        time.sleep(95)
         for number, (_, _, alert) in enumerate(FAULTS):
             truth = json.loads((site.folder / f"truth-{number}.jsonl").read_text().splitlines()[0])
             fires.append(
@@ -160,21 +170,39 @@ def fleet(site: Site) -> None:
 
 
 def normal(site: Site) -> None:
-    """The same fleet, smaller, without a fault: three minutes from its first second on."""
+    """A fleet without a fault: three minutes from its first second on. Without the job: where other work
+    shares the machine, its steps are slow in truth, and that is told."""
     site.start()
+    site.scrape()
     for number in range(4):
         site.agent(f"sim-{number}", f"gpus = 2\nseed = {SEED}")
-    with job(site):
-        time.sleep(180)
-        site.write("normal", [], silent_day=True)
+    time.sleep(180)
+    site.write("normal", [], silent_day=True)
+
+
+def pair(site: Site) -> None:
+    """Two collectors, of which one is killed."""
+    site.start()
+    other = site.folder / "other"
+    other.mkdir()
+    second = Site(other, site.running)
+    process = second.start()
+    site.scrape(second.web)
+    time.sleep(30)
+    at_s = time.time()
+    process.kill()
+    time.sleep(100)
+    site.write("pair", [("GpuvigilCollectorReplicaDown", at_s, "", 0)])
 
 
 def own(site: Site) -> None:
     """Everything that can go wrong with the collector itself, in mode api; its end is the last of it."""
     dead = stack.free_port()
     process = site.start(
-        f'[alerting]\nmode = "api"\nalertmanagers = ["http://127.0.0.1:{dead}"]\n[incidents]\nopen_max = 55\n[ingest.recordings]\nflush_interval = "0.2s"\n'
+        f'[alerting]\nmode = "api"\nalertmanagers = ["http://127.0.0.1:{dead}"]\n'
+        '[incidents]\nopen_max = 55\n[ingest.recordings]\nflush_interval = "0.2s"\n'
     )
+    site.scrape()
     fires = [("GpuvigilAlertsNotDelivered", time.time(), "", 0)]
     time.sleep(30)
     asyncio.run(_wires(site, fires))
@@ -244,6 +272,7 @@ def stalled(site: Site) -> None:
     program, flag = site.folder / "stalled.py", site.folder / "stall"
     program.write_text(STALLED.replace('os.environ["GPUVIGIL_STALL"]', repr(str(flag))))
     site.start(program=(str(program),))
+    site.scrape()
     time.sleep(30)
     asked_s = time.time()
     request = urllib.request.Request(
@@ -262,7 +291,7 @@ def stalled(site: Site) -> None:
     flag.unlink()
 
 
-RUNS = {"fleet": fleet, "normal": normal, "own": own, "stalled": stalled}
+RUNS = {"fleet": fleet, "normal": normal, "own": own, "pair": pair, "stalled": stalled}
 
 
 def main(run: str) -> None:

@@ -1,4 +1,4 @@
-"""mode = "rules": collector, Prometheus at 1 s, the shipped rules, Alertmanager, webhook; and `gpuvigil test-alert`."""
+"""mode = "rules" end to end: collector, Prometheus at 1 s, the shipped rules, Alertmanager, webhook."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def prometheus(folder, alertmanager, *collectors):
         f"--web.listen-address=127.0.0.1:{stack.free_port()}", "--log.level=warn",
         "--rules.alert.resend-delay=2s",
     )  # fmt: skip
-    with stack.running(folder / "prometheus.log", *command):
-        yield
+    with stack.running(folder / "prometheus.log", *command) as process:
+        yield process
 
 
 @pytest.mark.slow
@@ -140,8 +140,7 @@ def test_o6_two_collectors_post_one_alert_and_rules_keep_quiet(tmp_path):
             Collector(tmp_path / name, f'mode = "api"\nresend = "30s"\nalertmanagers = ["{replica.url}"]')
             for name in ("a", "b")
         ]
-        for one in pair:
-            running.enter_context(one.running())
+        first, _ = [running.enter_context(one.running()) for one in pair]
         running.enter_context(prometheus(tmp_path, replica.port, *pair))
         stack.wait_for(lambda: hook.alerts("firing", "GpuvigilWatchdog"), 60, "the Watchdog")
         for one in pair:
@@ -152,6 +151,13 @@ def test_o6_two_collectors_post_one_alert_and_rules_keep_quiet(tmp_path):
         assert pair[0].ask("incidents")["items"][0]["id"] != pair[1].ask("incidents")["items"][0]["id"]
         stack.wait_for(lambda: all(one.metric(sent) >= 2 for one in pair), 60, "sent again within 3 minutes")
         assert len(replica.alerts(alertname="GpuvigilGpuMemoryFault")) == 1
+        assert len(hook.alerts("firing", "GpuvigilGpuMemoryFault")) == 1
+        first.kill()
+        first.wait(10)
+        running.enter_context(pair[0].running())
+        stack.wait_for(lambda: pair[0].metric(sent) >= 1, 60, "told again after kill -9")
+        time.sleep(5)
+        assert hook.alerts("resolved", "GpuvigilGpuMemoryFault") == []
         assert len(hook.alerts("firing", "GpuvigilGpuMemoryFault")) == 1
         done = pair[1].test_alert("--json")
         assert done.returncode == 0 and set(json.loads(done.stdout)["found"].values()) == {"firing"}
@@ -171,3 +177,23 @@ def test_a_test_alert_that_does_not_arrive_is_status_1(tmp_path):
         with replica.run(), made.running():
             done = made.test_alert("--for", "10s")
             assert done.returncode == 1 and f"NO  127.0.0.1:{replica.port}: absent" in done.stdout
+
+
+@pytest.mark.slow
+def test_h6_a_collector_that_dies_and_a_way_that_is_cut_are_noticed_outside(tmp_path):
+    """The collector killed: an alert within 2 minutes. Prometheus killed: the Watchdog's alert ends."""
+    with webhook() as hook, contextlib.ExitStack() as running:
+        replica = Replica(tmp_path, hook)
+        running.enter_context(replica.run())
+        made = Collector(tmp_path / "a", "")
+        process = running.enter_context(made.running())
+        watching = running.enter_context(prometheus(tmp_path, replica.port, made))
+        stack.wait_for(lambda: hook.alerts("firing", "GpuvigilWatchdog"), 60, "the Watchdog")
+        time.sleep(3)
+        assert hook.alerts("firing", "GpuvigilCollectorDown") == []
+        process.kill()
+        stack.wait_for(
+            lambda: hook.alerts("firing", "GpuvigilCollectorDown"), 120, "the collector's end told"
+        )
+        watching.kill()
+        stack.wait_for(lambda: hook.alerts("resolved", "GpuvigilWatchdog"), 120, "the Watchdog's silence")

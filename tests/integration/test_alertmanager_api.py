@@ -50,7 +50,8 @@ def test_a_webhook_comes_once_and_is_resolved_once(tmp_path, hook, replica):
         (alert,) = hook.alerts("firing")
         assert alert["labels"] == {
             "alertname": "GpuvigilGpuFailed", "severity": "critical", "class": "gpu_lost", "scope": "gpu",
-            "node": "n1", "uuid": "GPU-n1-1", "entity": "gpu:GPU-n1-1", "fingerprint": one.fingerprint, "cluster": "a",
+            "node": "n1", "uuid": "GPU-n1-1", "entity": "gpu:GPU-n1-1", "cluster": "a",
+            "fingerprint": one.fingerprint,
         }  # fmt: skip
         assert alert["annotations"]["description"] == one.cause and alert["annotations"]["incident"] == one.id
         assert alert["annotations"]["runbook_url"] == "https://r.example/GpuvigilGpuFailed.md"

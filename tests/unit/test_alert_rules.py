@@ -1,4 +1,4 @@
-"""The shipped rules: in sync with the table, each with a runbook, each fired and kept silent by a recording."""
+"""The shipped rules: in sync with the table, each with a runbook, each fired by a recording."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpuvigil_protos.fault_classes import FAULT_CLASSES
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
 RECORDED = ROOT / "tests/fixtures/alerts"
-RUNS = ("fleet", "own", "stalled", "normal")
+RUNS = ("fleet", "own", "pair", "stalled", "normal")
 SECTIONS = ["Meaning", "Evidence", "Safe checks", "What gpuvigil will do", "How to stop it"]
 ALERTS = {
     rule["alert"]: rule
@@ -27,7 +27,7 @@ ALERTS = {
 
 
 def test_the_incidents_rules_are_made_from_the_table():
-    """When this fails: python -m gpuvigil_collector.alerting.rules > deploy/prometheus/rules/gpuvigil-incidents.yml."""
+    """When this fails: write what `python -m gpuvigil_collector.alerting.rules` prints to the file."""
     assert (ROOT / "deploy/prometheus/rules/gpuvigil-incidents.yml").read_text() == rules.document()
 
 

@@ -11,7 +11,7 @@ from unit.incident_help import finding, gpu
 
 from gpuvigil_collector.alerting.alert import ALERTS_MAX, alert_of, labels_of, trial_of, wanted, wire
 from gpuvigil_collector.alerting.service import Alerting
-from gpuvigil_collector.alerting.settings import AlertingConfig, AlertAuth
+from gpuvigil_collector.alerting.settings import AlertAuth, AlertingConfig
 from gpuvigil_collector.config import load
 from gpuvigil_protos.settings import ConfigError
 

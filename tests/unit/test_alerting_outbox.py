@@ -108,7 +108,7 @@ STEPS = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
 def test_whatever_happens_the_replica_ends_with_what_is_open(steps):
-    """A replica that takes batches, or takes them and loses the answer, or is dead, or forgets; and we restart.
+    """A replica that takes batches, or takes them and loses the answer, or is dead, or forgets; we restart.
 
     Resolves are counted at the replica: one for each time an alert was open there and ended.
     """

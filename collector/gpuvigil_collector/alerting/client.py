@@ -17,10 +17,14 @@ from gpuvigil_protos.settings import ConfigError
 
 _ANSWER_MAX: Final = 64 * 1024
 _LIST_MAX: Final = 16 * 1024 * 1024
+_TEXT_MAX: Final = 500
 
 
 class AlertmanagerError(Exception):
-    """The replica did not answer, or not as it should: try again later. The text is for people, one line."""
+    """The replica did not answer, or not as it should: try again later. The text is one clean line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in text[:_TEXT_MAX]))
 
 
 class NotTakenError(AlertmanagerError):
@@ -89,7 +93,7 @@ class Alertmanager:
             with self._http.stream(method, path, headers=headers, **more) as answer:
                 body = self._read(answer, limit)
         except (httpx.HTTPError, httpx.InvalidURL, ConfigError) as error:
-            raise AlertmanagerError(f"{self.address}: {str(error) or type(error).__name__}"[:500]) from None
+            raise AlertmanagerError(f"{self.address}: {str(error) or type(error).__name__}") from None
         if answer.is_success:
             return body
         text = f"{self.address}: HTTP {answer.status_code}: {body[:300].decode('utf-8', 'replace').strip()}"

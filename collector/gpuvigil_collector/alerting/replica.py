@@ -73,9 +73,12 @@ class Replica:
         self._restore()
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """End the thread. Nothing is resolved: what is open stays so until its endsAt, or our next start."""
+    def stop(self) -> None:
+        """Ask for the end. Nothing is resolved: what is open stays so until its endsAt, or our next start."""
         self._stopping.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread; one that still waits for an answer ends with the process."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -115,7 +118,7 @@ class Replica:
         return self._probe(now_ns)
 
     def _probe(self, now_ns: int) -> bool:
-        """Where there was nothing to tell for a while, ask with an empty list: a way that is cut shows itself."""
+        """Nothing to tell for a while: post an empty list, so that a way that is cut shows itself."""
         if self.state.up and now_ns - self._probe_ns < self._probe_every_ns:
             return True
         self._probe_ns = now_ns
@@ -124,6 +127,7 @@ class Replica:
         except AlertmanagerError as error:
             self._failed(str(error))
             return False
+        self.state.last_success_ns = now_ns
         if not self.state.up:
             self._back()
         return True

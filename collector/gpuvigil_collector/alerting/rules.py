@@ -22,7 +22,8 @@ _INDEX: Final = (
     '{{ with . | first | label "gpu" }}, GPU {{ . }}{{ end }}'
     '; gpuvigil why {{ . | first | label "incident" }}{{ end }}'
 )
-_HEAD: Final = """# Made from alerts.toml by: python -m gpuvigil_collector.alerting.rules. Do not edit: a test compares.
+_HEAD: Final = """\
+# Made from alerts.toml by: python -m gpuvigil_collector.alerting.rules. Do not edit: a test compares.
 # docs/alerting.md says how to load it and where the two URLs go. Needs Prometheus 2.42 (keep_firing_for).
 groups:
   - name: gpuvigil-incidents

@@ -36,9 +36,12 @@ class SilenceReader:
         """Begin reading, at once."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """End the thread."""
+    def stop(self) -> None:
+        """Ask for the end."""
         self._stopping.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread; one that still waits for an answer ends with the process."""
         self._thread.join(timeout_s)
 
     @property
