@@ -59,7 +59,8 @@ def record(prometheus: int, step_s: int, minutes: int = 30) -> Recording:
         values: list[float | None] = [None] * length
         for at, value in row["values"]:
             values[round((float(at) - first_s) / step_s)] = float(value)
-        recording.series[name_of(row["metric"], targets)] = values
+        # the last place is half scraped: one target has been, another not yet
+        recording.series[name_of(row["metric"], targets)] = values[:-1]
     return recording
 
 

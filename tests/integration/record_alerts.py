@@ -15,27 +15,22 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from integration import stack
-from integration.promtool_file import Fires, record, write
+from integration.promtool_file import record
+from integration.recorded_site import SEED, STEP_S, Site, job
 from integration.wire_client import Wire, batch, block, channel, event, gap
 
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
-SEED = 7
-STEP_S = 5
-OUT = stack.ROOT / "tests/fixtures/alerts"
 # kind, fields, alert that must tell of it
 FAULTS = (
-    ("memory_leak", "", "GpuvigilHostFault"),  # first: it takes longest to be seen
     ("gpu_lost_xid79", "gpu = 1", "GpuvigilGpuFailed"),
     ("ecc_uncorrectable", "gpu = 0", "GpuvigilGpuMemoryFault"),
     ("power_brake", "gpu = 1", "GpuvigilGpuSlow"),
@@ -45,71 +40,6 @@ FAULTS = (
     ("disk_filling", "", "GpuvigilStorageFault"),
 )
 _WARM_UP_S = 50
-
-
-class Site:
-    """One collector and the Prometheus that scrapes it."""
-
-    def __init__(self, folder: Path, running: contextlib.ExitStack) -> None:
-        self.folder, self.running = folder, running
-        self.grpc, self.web, self.prometheus = (stack.free_port() for _ in range(3))
-
-    def start(
-        self, more: str = "", program: tuple[str, ...] = ("-m", "gpuvigil_collector")
-    ) -> subprocess.Popen:
-        config = self.folder / "collector.toml"
-        config.write_text(
-            f'state_directory = "{self.folder}/collector"\n[detection]\nstatistical = false\n'
-            f'[ingest]\naddress = "127.0.0.1:{self.grpc}"\n[web]\naddress = "127.0.0.1:{self.web}"\n{more}'
-        )
-        command = (sys.executable, *program, "--config", str(config))
-        process = self.running.enter_context(stack.running(self.folder / "collector.log", *command))
-        stack.wait_for(lambda: self.ask("health"), 60, "the collector's API")
-        return process
-
-    def scrape(self, *also: int) -> None:
-        """Start the Prometheus that scrapes this collector, and others at their web ports."""
-        targets = ", ".join(f'"127.0.0.1:{port}"' for port in (self.web, *also))
-        (self.folder / "prometheus.yml").write_text(
-            f"global: {{scrape_interval: {STEP_S}s}}\nscrape_configs:\n  - job_name: gpuvigil-collector\n"
-            f"    static_configs: [{{targets: [{targets}]}}]\n"
-        )
-        prometheus = (
-            "prometheus", f"--config.file={self.folder}/prometheus.yml", "--log.level=warn",
-            f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{self.prometheus}",
-        )  # fmt: skip
-        self.running.enter_context(stack.running(self.folder / "prometheus.log", *prometheus))
-
-    def ask(self, path: str) -> dict:
-        return json.loads(stack.fetch(f"http://127.0.0.1:{self.web}/api/v1/{path}"))
-
-    def agent(self, name: str, simulate: str, **more: str) -> subprocess.Popen:
-        found = stack.agent(self.folder, name, self.grpc, stack.free_port(), simulate, **more)
-        return self.running.enter_context(found)
-
-    def write(self, run: str, fires: list, silent_day: bool = False) -> None:
-        """fires: (alert, injected at, PromQL label matchers). Checked at the recording's end."""
-        recording = record(self.prometheus, STEP_S)
-        end_s = (recording.length - 1) * STEP_S
-        rows = [
-            Fires(
-                alert=alert, after_s=max(0, recording.seconds(at_s) - STEP_S), by_s=by or end_s, labels=labels
-            )
-            for alert, at_s, labels, by in fires
-        ]
-        version = subprocess.run(["prometheus", "--version"], capture_output=True, text=True).stdout.split()[
-            2
-        ]
-        command = f"python -m integration.record_alerts {run}"
-        head = [
-            f"Recorded by `{command}`, seed {SEED}, Prometheus {version}. Do not edit.",
-            *(
-                ["The recorded minutes go on by promtool's repetition until 24 h are full."]
-                if silent_day
-                else []
-            ),
-        ]
-        write(OUT / f"{run}.yml", head, recording, rows, silent_day)
 
 
 def scenario(folder: Path) -> Path:
@@ -123,23 +53,8 @@ def scenario(folder: Path) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def job(site: Site) -> Iterator[list[int]]:
-    """A training job of two ranks on its own node; yields the ranks' process ids."""
-    socket = site.folder / "hook.sock"
-    site.agent("trainer", "", source="none", hook=str(socket))
-    stack.wait_for(socket.exists, 60, "the hook's socket")
-    command = [sys.executable, str(Path(__file__).parent / "two_ranks.py"), str(socket)]
-    process = subprocess.Popen(command, env=stack.environment(), stdout=subprocess.PIPE, text=True)
-    try:
-        yield [int(word) for word in process.stdout.readline().split()]
-    finally:
-        process.kill()
-        process.wait(10)
-
-
 def fleet(site: Site) -> None:
-    """Eight nodes with a fault each, a job whose rank is killed, a node that falls silent, then two more."""
+    """Seven nodes with a fault each, one out of memory, a killed rank, a silent node, then two more."""
     site.start()
     site.scrape()
     simulate = f'gpus = 2\nseed = {SEED}\nstart_ns = {time.time_ns()}\nscenario = "{scenario(site.folder)}"\n'
@@ -148,8 +63,10 @@ def fleet(site: Site) -> None:
     quiet = [site.agent(f"quiet-{n}", f"gpus = 2\nseed = {SEED}") for n in range(3)]
     with job(site) as ranks:
         time.sleep(_WARM_UP_S + 25)
+        fires = [("GpuvigilHostFault", time.time(), ',node="wire",class="oom"', 0)]
+        asyncio.run(_out_of_memory(site))
         os.kill(ranks[1], signal.SIGKILL)
-        fires = [("GpuvigilJobFault", time.time(), ',node="trainer",class="process_dead"', 0)]
+        fires += [("GpuvigilJobFault", time.time(), ',node="trainer",class="process_dead"', 0)]
         quiet[0].kill()
         silent_s = time.time()
         time.sleep(70)
@@ -160,13 +77,23 @@ def fleet(site: Site) -> None:
         quiet[1].kill()
         quiet[2].kill()
         fires.append(("GpuvigilBlindSpot", at_s, "", 0))
-        time.sleep(95)
+        time.sleep(75)
         for number, (_, _, alert) in enumerate(FAULTS):
             truth = json.loads((site.folder / f"truth-{number}.jsonl").read_text().splitlines()[0])
             fires.append(
                 (alert, truth["injected_ns"] / 1e9, f',node="sim-{number}",class="{truth["class"]}"', 0)
             )
         site.write("fleet", fires)
+
+
+async def _out_of_memory(site: Site) -> None:
+    """A kernel line of one more node, as its agent sends it: the simulator has no such fault."""
+    async with channel(f"127.0.0.1:{site.grpc}") as dial:
+        wire = Wire(dial, node="wire")
+        await wire.open()
+        line = {"kind": pb.EVENT_KIND_KERNEL, "entity": "node", "code": 0, "fields": {"rule": "oom_kill"}}
+        await wire.send(event(1, text="Out of memory: Killed process 4242 (python)", **line))
+        await wire.until_durable(1, pb.CLASS_EVENTS)
 
 
 def normal(site: Site) -> None:
@@ -245,12 +172,15 @@ async def _wires(site: Site, fires: list) -> None:
         for alert in ("GpuvigilIncidentsNotOpened", "GpuvigilIncidentsNotShown"):
             fires.append((alert, time.time(), "", 0))
         lost = pb.Inventory(gpus=[pb.Gpu(uuid="GPU-0", index=0, model="H100", seen=True)], gpu_source="nvml")
-        for number in range(130):
-            sick = Wire(dial, node=f"wire-{number}", inventory=lost)
-            await sick.open()
-            await sick.send(event(1, text="NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."))
-            await sick.until_durable(1, pb.CLASS_EVENTS)
-            await sick.close()
+
+        async def sick(number: int) -> None:
+            one = Wire(dial, node=f"wire-{number}", inventory=lost)
+            await one.open()
+            await one.send(event(1, text="NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."))
+            await one.until(lambda wire: wire.durable.get(pb.CLASS_EVENTS), 60)
+            await one.close()
+
+        await asyncio.gather(*(sick(number) for number in range(130)))
         await asyncio.sleep(5 * STEP_S)
 
 

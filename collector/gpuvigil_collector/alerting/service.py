@@ -57,7 +57,9 @@ class Alerting:
 
     def stop(self) -> None:
         """End the threads, in 2 s at most; what is open stays open at Alertmanager."""
-        parts = [*self.replicas, *([self.silences] if self.silences is not None else [])]
+        parts: list[Replica | SilenceReader] = [*self.replicas]
+        if self.silences is not None:
+            parts.append(self.silences)
         for part in parts:
             part.stop()
         deadline = time.monotonic() + _STOP_S
