@@ -92,12 +92,14 @@ def notation(values: list[float | None], more: int = 0) -> str:
             words += [f"_x{end - place - 1}"] if end - place > 1 else []
         else:
             end, step = _run(values, place)
-            words.append(f"{value:g}+{step:g}x{end - place - 1}" if end - place > 1 else f"{value:.12g}")
+            words.append(
+                f"{value:.12g}{step:+.12g}x{end - place - 1}" if end - place > 1 else f"{value:.12g}"
+            )
         place = end
     if more and values[-1] is not None:
         past = values[-10] if len(values) >= 10 and values[-10] is not None else values[-1]
         growth = (values[-1] - past) / 9
-        words.append(f"{values[-1] + growth:.12g}+{growth:.12g}x{more - 1}")
+        words.append(f"{values[-1] + growth:.12g}{growth:+.12g}x{more - 1}")
     elif more:
         words.append(f"_x{more}")
     return " ".join(words)

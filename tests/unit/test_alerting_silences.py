@@ -28,6 +28,7 @@ def covers(node, *matchers, **more):
     [
         ([("node", "n1", False, True)], "n1", True),
         ([("node", "n1", False, True)], "n10", False),
+        ([("node", "n", True, True)], "n1", False),
         ([("node", "n1.*", True, True)], "n10", True),
         ([("node", "n1", False, False)], "n2", True),
         ([("cluster", "a", False, True)], "n1", True),

@@ -27,6 +27,7 @@ class SilenceReader:
         self._alertmanagers, self._config, self._view = alertmanagers, config, view
         self._stale_ns = int(_STALE * config.silences_interval * 1e9)
         self._cover, self._read_ns, self._why = Cover([], config.labels), 0, "not read yet"
+        self._rows: dict[str, SilenceRow] = {}
         self._guard = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="silences", daemon=True)
@@ -95,7 +96,14 @@ class SilenceReader:
             self._log.warning("silences_unread", error=why)
         self._why = why
         if answered:
-            now_ns = time.time_ns()
-            cover = Cover(read_rows(rows.values(), now_ns), self._config.labels)
-            with self._guard:
-                self._cover, self._read_ns = cover, now_ns
+            self._take(rows, time.time_ns())
+
+    def _take(self, rows: dict[str, SilenceRow], now_ns: int) -> None:
+        """Put what was read in force. What it covers is reckoned here: a large fleet must not cost a tick."""
+        cover = self._cover
+        if rows != self._rows:
+            cover, self._rows = Cover(read_rows(rows.values(), now_ns), self._config.labels), rows
+            for node in self._view().nodes:
+                cover.node(node, now_ns)
+        with self._guard:
+            self._cover, self._read_ns = cover, now_ns
