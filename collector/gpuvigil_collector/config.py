@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from gpuvigil_collector.actuator_config import ActuatorSettings
+from gpuvigil_collector.alerting.settings import AlertingConfig
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.slurm.settings import SlurmSettings
@@ -111,6 +112,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     remediation: Remediation = Remediation()
     actuators: ActuatorSettings = ActuatorSettings()
     slurm: SlurmSettings = SlurmSettings()
+    alerting: AlertingConfig = AlertingConfig()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")
@@ -132,6 +134,7 @@ def _check(config: CollectorConfig, origin: str) -> None:
     config.remediation.check(origin)
     config.slurm.check(f"{origin}: slurm")
     config.web.tls.check(f"{origin}: web")
+    config.alerting.check(origin)
     split_address(config.web.address, f"{origin}: web.address")
     split_address(config.ingest.address, f"{origin}: ingest.address")
     if not is_loopback(config.web.address) and not (config.web.tls.enabled or config.web.insecure):
