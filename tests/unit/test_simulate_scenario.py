@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("version = 1\nfaults = []\n", ('unknown key "faults"', 'did you mean "fault"')),
         ("version = 1\nfault = [3]\n", ("fault 1", "expected a table", "got 3")),
         (FAULT.format(kind="gpu_lost_xid97"), ("fault 1", "kind", 'did you mean "gpu_lost_xid79"')),
-        (FAULT.format(kind="gremlin"), ("kind", "'gremlin'", "known: disk_filling")),
+        (FAULT.format(kind="gremlin"), ("kind", "'gremlin'", "known: checkpoint_stall")),
         (FAULT.format(kind="power_brake"), ("fault 1 (power_brake)", "missing", "gpu")),
         (FAULT.format(kind="power_brake") + "gpus = 1\n", ('unknown key "gpus"', 'did you mean "gpu"')),
         (FAULT.format(kind="power_brake") + 'gpu = "1"\n', ("gpu", "int", "str")),
