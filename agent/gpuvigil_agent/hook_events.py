@@ -39,13 +39,16 @@ def saved(rank: Rank, word: Save) -> AgentEvent:
 
 
 def standstill(rank: Rank, word: Standstill) -> AgentEvent:
-    """Where a loop stands: its frames, and one field a process group, `enqueued|started|completed|ranks`."""
+    """Where a loop stands: its frames, and one field a group, `name|enqueued|started|completed|ranks`.
+
+    Names of groups are the job's own text, so they are values and no keys.
+    """
     fields = {"job": rank.identity.job, "rank": str(rank.identity.rank), "seconds": f"{word.seconds:.1f}"}
     fields["stack"] = " < ".join(word.stack)[:_FIELD_MAX]
-    for group in word.groups:
+    for place, group in enumerate(word.groups):
         numbers = (group.enqueued, group.started, group.completed)
         told = "|".join("" if number is None else str(number) for number in numbers)
-        fields[f"group.{group.group}"] = f"{told}|{group.ranks}"
+        fields[f"group_{place}"] = f"{group.group.replace('|', '_')}|{told}|{group.ranks}"
     return AgentEvent(
         time_ns=time.time_ns(), kind="collectives", origin="job", entity=rank.entity,
         text=f"rank {rank.identity.rank} of job {rank.identity.job} stands still", fields=fields,

@@ -30,7 +30,7 @@ from gpuvigil_protos.settings import ConfigError
 def target(world: World, placed: Placed) -> str:
     """The full entity that an honest incident names."""
     fault = placed.fault
-    local = entity.NODE
+    node, local = world.node, entity.NODE
     if isinstance(fault, GpuFault | DriverHang) and fault.gpu is not None:
         local = entity.gpu(world.uuid(fault.gpu))
     elif isinstance(fault, InterfaceFault):
@@ -43,7 +43,9 @@ def target(world: World, placed: Placed) -> str:
         rank = getattr(fault, "rank", None)
         of_rank = rank is not None and not isinstance(fault, WorkloadImbalance)
         local = entity.rank(fault.job, rank or 0) if of_rank else entity.job(fault.job)
-    return f"{world.node}/{local}"
+        if not of_rank:  # what is said of a job is said of the node of its rank 0
+            node = next(job for job in world.jobs if job.name == fault.job).node_names(world.node)[0]
+    return f"{node}/{local}"
 
 
 def line(world: World, placed: Placed) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gpuvigil_detectors.training.progress import Blame, GroupProgress, RankProgr
 FRESH_NS: Final = 25_000_000_000  # ranks say it every 10 s
 RANKS_MAX: Final = 1 << 16
 _RANGE: Final = re.compile(r"(\d{1,6})(?:-(\d{1,6})(?:/(\d{1,6}))?)?\Z")
-_PREFIX: Final = "group."
+_PREFIX: Final = "group_"
 _WAITING: Final = re.compile(
     r"all_?reduce|all_?gather|reduce_scatter|all_to_all|broadcast|barrier|wait|synchronize"
 )
@@ -41,12 +41,12 @@ def read(event: FactEvent) -> Standing:
     groups, members = [], {}
     for key, value in event.fields.items():
         words = value.split("|")
-        if not key.startswith(_PREFIX) or len(words) != 4:
+        if not key.startswith(_PREFIX) or len(words) != 5:
             continue
-        name = key.removeprefix(_PREFIX)
-        enqueued, started, completed = (int(word) if word.isdecimal() else None for word in words[:3])
+        name = words[0]
+        enqueued, started, completed = (int(word) if word.isdecimal() else None for word in words[1:4])
         groups.append(GroupProgress(group=name, enqueued=enqueued, started=started, completed=completed))
-        members[name] = ranks_of(words[3])
+        members[name] = ranks_of(words[4])
     stack = tuple(part for part in event.fields.get("stack", "").split(" < ") if part)
     return Standing(at_ns=event.time_ns, stack=stack, groups=tuple(groups), members=members)
 
