@@ -114,10 +114,10 @@ def test_placing_and_ending() -> None:
 
 
 def test_the_shipped_file_has_every_kind() -> None:
-    """One fault of each kind, each on its own node."""
+    """One fault of each kind, each on its own node or in its own job."""
     faults = load_scenario(ROOT / "agent/gpuvigil_agent/simulate/scenarios/every_kind.toml").faults
     assert sorted(fault.kind for fault in faults) == sorted(KINDS)
-    assert len({fault.node for fault in faults}) == len(faults)
+    assert len({getattr(fault, "job", fault.node) for fault in faults}) == len(faults)
 
 
 def test_every_kind_has_a_class_of_the_vocabulary_and_is_documented() -> None:

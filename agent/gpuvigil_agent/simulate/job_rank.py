@@ -65,7 +65,7 @@ class SimulatedRank:
         first = next(coming, None)
         if first is None or self._ending(first).time_ns <= time.time_ns():
             return
-        _sleep_until(self._steps.begin_ns)
+        _wait(self._steps.begin_ns)
         self._clock.install()
         self._recorder.install(self._job.world_size)
         self._clock.at(time.time_ns())
@@ -127,7 +127,7 @@ class SimulatedRank:
     def wait_until(self, time_ns: int) -> None:
         """Sleep until an instant of the schedule, or end where this process does before."""
         death = self._death
-        _sleep_until(min(time_ns, death.time_ns))
+        _wait(min(time_ns, death.time_ns))
         if death.time_ns <= time_ns:
             self._die(death.how)
         self._clock.at(time_ns)
@@ -150,6 +150,6 @@ class SimulatedRank:
         }
 
 
-def _sleep_until(time_ns: int) -> None:
+def _wait(time_ns: int) -> None:
     while (left_ns := time_ns - time.time_ns()) > 0:
         time.sleep(min(left_ns / SECOND_NS, _LONGEST_SLEEP_S))

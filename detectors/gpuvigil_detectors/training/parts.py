@@ -18,6 +18,7 @@ from gpuvigil_detectors.training.jobs import DATA, FLAGS, FORWARD, OPTIMIZER, SE
 
 _LOOKED_AT: Final = 64  # newest steps
 _LEAST: Final = 7
+_LATELY: Final = 10
 _OWN_SHARE: Final = 0.25  # of the growth: less is not the ranks' own
 _LATE: Final = 1.05  # the slowest rank's own time over the others' median
 _MOSTLY: Final = 0.6  # of the newest steps
@@ -97,14 +98,12 @@ def only_exchange(job: Job, before: Usual) -> tuple[float, float] | None:
     return (grew, own) if grew > 0 and own < _OWN_SHARE * grew else None
 
 
-def late_ones(job: Job, since_ns: int) -> tuple[int, ...]:
-    """Ranks that were the late one, where most steps since an instant had one and it was not always the same."""
+def late_ones(job: Job) -> tuple[int, ...]:
+    """Ranks that were the late one, where most of the newest steps had one and it was not always the same."""
     found = parts(job)
     if found is None:
         return ()
-    own = found.own[:, found.ends >= since_ns]
-    if own.shape[1] < _LEAST:
-        return ()
+    own = found.own[:, -_LATELY:]
     worst = own.argmax(axis=0)
     late = own.max(axis=0) > _LATE * np.median(own, axis=0)
     who = np.unique(worst[late])

@@ -106,7 +106,7 @@ class Training:
             return _suspect(job, pace, late)
         if job.name not in self._usual and (before := parts.usual(job, pace.since_ns)) is not None:
             self._usual[job.name] = before
-        rule, fault_class, rank, which = self._explain(job, late, pace)
+        rule, fault_class, rank, which = self._explain(job, late)
         verified = pace.high >= _VERIFIED  # one that is surely smaller is recorded only
         if fault_class == "congestion":
             verified &= now_ns - pace.since_ns > _PASSES_NS
@@ -124,10 +124,13 @@ class Training:
             ),
         )  # fmt: skip
 
-    def _explain(self, job: Job, late: Late | None, pace: Pace) -> tuple[str, str, Rank | None, str]:
+    def _explain(self, job: Job, late: Late | None) -> tuple[str, str, Rank | None, str]:
         """Rule, class, rank and words of a slowdown: input, the work itself, one machine, or nobody's."""
+        if moving := parts.late_ones(job):
+            words = f"{len(moving)} ranks were the late one in turn: the work moves"
+            return "late_rank_moves", "workload_imbalance", None, words
         if late is None:
-            rule, fault_class, words = self._explain_all(job, pace)
+            rule, fault_class, words = self._explain_all(job)
             return rule, fault_class, None, words
         worst = self._late.setdefault(job.name, deque(maxlen=_MOVES_OF))
         worst.append(late.rank.number)
@@ -150,7 +153,7 @@ class Training:
             return "late_rank_input", "data_stall", late.rank, f"{head}: it waits for its input"
         return "late_rank", "straggler", late.rank, head
 
-    def _explain_all(self, job: Job, pace: Pace) -> tuple[str, str, str]:
+    def _explain_all(self, job: Job) -> tuple[str, str, str]:
         """Rule, class and words of a slowdown in which no rank is always the late one."""
         share = slow.data_share(job)
         if share is not None and share[0] > _DATA_SHARE and share[0] > _DATA_GROWTH * share[1]:
@@ -163,10 +166,6 @@ class Training:
                 f"the exchange between its ranks takes {grew[0] * 1e3:.0f} ms longer, their own time "
                 f"{grew[1] * 1e3:.0f} ms: their network, no node"
             )  # fmt: skip
-        moving = parts.late_ones(job, pace.since_ns)
-        if moving:
-            words = f"{len(moving)} ranks were the late one in turn: the work moves"
-            return "late_rank_moves", "workload_imbalance", words
         return "slower_than_its_past", "fail_slow", "no single rank is late"
 
 
