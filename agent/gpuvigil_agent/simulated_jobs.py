@@ -80,6 +80,7 @@ def _start(order: bytes) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": import_path()},
     )
-    with process.stdin:  # type: ignore[union-attr] - it was asked for
-        process.stdin.write(order)  # type: ignore[union-attr]
+    if process.stdin is not None:  # it was asked for
+        with process.stdin as pipe:
+            pipe.write(order)
     return process

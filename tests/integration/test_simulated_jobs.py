@@ -1,7 +1,7 @@
-"""One collector, three simulated nodes, a job a fault: each is told under its class and culprit, and nothing else.
+"""One collector, three simulated nodes, a job a fault: each is told with class and culprit, nothing else.
 
-Everything below the scenario file is the product: ranks are processes that register with the real hook, agents
-read their rings, the collector judges and its API answers.
+Everything below the scenario file is the product: ranks are processes that register with the real hook,
+agents read their rings, the collector judges and its API answers.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def fleet(folder: Path) -> Iterator[tuple[int, int]]:
                 f'truth_file = "{folder}/{node}.truth"'
             )
             socket = str(folder / f"hook-{place}.sock")
-            running.enter_context(
-                stack.agent(folder, node, grpc, stack.free_port(), simulate, hook=socket)
-            )
+            running.enter_context(stack.agent(folder, node, grpc, stack.free_port(), simulate, hook=socket))
         yield web, start_ns
 
 

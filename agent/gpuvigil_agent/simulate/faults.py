@@ -14,6 +14,7 @@ from gpuvigil_agent.simulate.fault import Fault, GpuFault
 from gpuvigil_agent.simulate.loop_faults import LOOP_KINDS
 from gpuvigil_protos.settings import Seconds
 
+
 class GpuLostXid79(GpuFault, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The GPU falls off the bus: Xid 79, every call answers GPU_IS_LOST, the count stays."""
 

@@ -1,4 +1,4 @@
-"""What the faults of all of a job's nodes do to its loop: who computes longer, waits, stands, or dies, and when.
+"""What the faults of all of a job's nodes do to its loop: who computes longer, waits, stands or dies.
 
 Each effect follows from the fault's own physics: a clock that fell, lanes that are gone, a retry that runs
 out. Every node of the job computes the same from scenario, seed and start; nobody asks another.

@@ -75,7 +75,7 @@ class SimulatedRank:
             self.step(step)
 
     def _coming(self) -> Iterator[Step]:
-        """Yield the steps that this rank can still do: one that joins late does so with the next, or the last."""
+        """Yield the steps that this rank can still do: who comes late joins the next one, or the last."""
         now_ns = time.time_ns()
         return (step for step in self._steps if step.halted or step.begin[self._rank] >= now_ns)
 

@@ -1,4 +1,4 @@
-"""A synchronous job's steps on the clock, one after the other: when each rank reads, computes, waits and saves.
+"""A synchronous job's steps on the clock, one after the other: when each rank reads, computes and waits.
 
 A step lasts as long as its slowest rank and the exchange between all of them. All of it follows from the
 scenario, the seed and the start, so that ranks on different nodes agree without a word. A fault that slows or
@@ -20,7 +20,10 @@ START_S = 3  # process groups and the first batch
 DATA, FORWARD, BACKWARD, EXCHANGE, OPTIMIZER = 0.06, 0.28, 0.4, 0.16, 0.1  # shares of a usual step
 _RETRY_NS: Final = 30 * SECOND_NS  # a port's transport retries run out: 7 of 4.3 s
 _RESUME_NS: Final = 4 * SECOND_NS  # a transfer goes on with the next retry
-_NOTICE_NS: Final = (3 * SECOND_NS, 5 * SECOND_NS)  # until ranks abort after a peer's death: at least, and more
+_NOTICE_NS: Final = (
+    3 * SECOND_NS,
+    5 * SECOND_NS,
+)  # until ranks abort after a peer's death: at least, and more
 _GRACE_NS: Final = 5 * SECOND_NS  # a launcher's, before it kills the ranks that do not end
 _PAUSE_CHANCE, _PAUSE = 0.01, 0.2  # now and then one rank's input pauses: a share of a step
 _SPREAD = math.sqrt(6)  # of the mean of two uniforms, to a standard deviation of 1
@@ -153,7 +156,7 @@ class Steps:
         """Say how every rank ends: by its own fault, or because another never came."""
         dying = self._effects.deaths | step.deaths
         waits = step.end or step.arrive  # in a save's barrier, or in the collective
-        patience = min(waits) + int(self.job.timeout * SECOND_NS)
+        patience = min(NEVER, min(waits) + int(self.job.timeout * SECOND_NS))
         first = min((death.time_ns for death in dying.values()), default=NEVER)
         for rank in range(self.job.world_size):
             if first < patience:

@@ -114,7 +114,9 @@ def _check_loop(fault: LoopFault, jobs: tuple[Job, ...], origin: str) -> None:
         raise ConfigError(f"{origin}: rank: expected less than {job.world_size}, got {rank}")
     node = job.nodes[job.place_of(rank)[0]]
     if fault.node not in ("", node):
-        raise ConfigError(f"{origin}: node: expected {node!r}, that of rank {rank}, or none, got {fault.node!r}")
+        raise ConfigError(
+            f"{origin}: node: expected {node!r}, that of rank {rank}, or none, got {fault.node!r}"
+        )
     if not job.begin <= fault.at or (job.duration is not None and fault.at >= job.begin + job.duration):
         raise ConfigError(f"{origin}: at: expected a time while job {job.name} runs, got {fault.at}s")
 
@@ -178,6 +180,4 @@ def place(scenario: Scenario, node: str, start_ns: int) -> tuple[Placed, ...]:
 def put(number: int, fault: Fault, start_ns: int) -> Placed:
     """Put one fault on the clock."""
     begin = start_ns + int(fault.at * 1e9)
-    return Placed(
-        number, fault, begin, None if fault.duration is None else begin + int(fault.duration * 1e9)
-    )
+    return Placed(number, fault, begin, None if fault.duration is None else begin + int(fault.duration * 1e9))

@@ -14,15 +14,25 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuvigil_detectors.training.jobs import DATA, FLAGS, FORWARD, OPTIMIZER, SECONDS, STEP, UNUSUAL, Job, Rank
+from gpuvigil_detectors.training.jobs import (
+    DATA,
+    FLAGS,
+    FORWARD,
+    OPTIMIZER,
+    SECONDS,
+    STEP,
+    UNUSUAL,
+    Job,
+    Rank,
+)
 
 _LOOKED_AT: Final = 64  # newest steps
 _LEAST: Final = 7
 _LATELY: Final = 10
 _OWN_SHARE: Final = 0.25  # of the growth: less is not the ranks' own
-_LATE: Final = 1.05  # the slowest rank's own time over the others' median
+_LATE: Final = 1.05  # the slowest rank's own time over what it used to be
 _MOSTLY: Final = 0.6  # of the newest steps
-_MOVES: Final = 3  # ranks that were the late one
+_SAME: Final = 0.75  # of the late steps: one rank that has more is the late one
 
 Float64 = NDArray[np.float64]
 
@@ -98,15 +108,17 @@ def only_exchange(job: Job, before: Usual) -> tuple[float, float] | None:
     return (grew, own) if grew > 0 and own < _OWN_SHARE * grew else None
 
 
-def late_ones(job: Job) -> tuple[int, ...]:
-    """Ranks that were the late one, where most of the newest steps had one and it was not always the same."""
+def late_ones(job: Job, before: Usual) -> tuple[int, ...]:
+    """Ranks that were the late one, where most of the newest steps had one and no rank mostly was.
+
+    Late is what takes longer than the slowest used to: of many ranks one always is the slowest by chance.
+    """
     found = parts(job)
     if found is None:
         return ()
     own = found.own[:, -_LATELY:]
-    worst = own.argmax(axis=0)
-    late = own.max(axis=0) > _LATE * np.median(own, axis=0)
-    who = np.unique(worst[late])
-    if late.mean() < _MOSTLY or len(who) < _MOVES:
+    late = own.max(axis=0) > _LATE * before.own
+    who, times = np.unique(own.argmax(axis=0)[late], return_counts=True)
+    if late.mean() < _MOSTLY or times.max() > _SAME * times.sum():
         return ()
     return tuple(sorted(job.living[place].number for place in who.tolist()))

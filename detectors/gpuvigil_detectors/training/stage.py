@@ -126,7 +126,8 @@ class Training:
 
     def _explain(self, job: Job, late: Late | None) -> tuple[str, str, Rank | None, str]:
         """Rule, class, rank and words of a slowdown: input, the work itself, one machine, or nobody's."""
-        if moving := parts.late_ones(job):
+        before = self._usual.get(job.name)
+        if before is not None and (moving := parts.late_ones(job, before)):
             words = f"{len(moving)} ranks were the late one in turn: the work moves"
             return "late_rank_moves", "workload_imbalance", None, words
         if late is None:
