@@ -119,9 +119,12 @@ async def test_two_ranks_from_first_step_to_their_ends(tmp_path: Path) -> None:
         assert float(down.fields["step"]) >= 20
 
 
-RAISES = LOOP + """
+RAISES = (
+    LOOP
+    + """
 raise RuntimeError("CUDA error: device-side assert")
 """
+)
 
 
 async def test_an_exception_that_nothing_caught_is_a_death(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The ranks of a simulated node's jobs: `python -m gpuvigil_agent.simulate.job_node`, started by the agent.
 
 One process a rank, forked from this one, so that a rank can be killed and the agent sees whose process ended;
-forked, because they then share all that was loaded (1 to 2 MiB of their own each). Each registers its own
+forked, because they then share what was loaded (about 4 MiB of their own each). Each registers its own
 ring with the agent as any rank does. All end with the agent.
 """
 
