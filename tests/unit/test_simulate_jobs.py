@@ -174,7 +174,10 @@ def test_the_hook_reads_how_far_each_rank_came(tmp_path: Path, fault: str, place
             "group": "0", "ranks": "0-5", "enqueued": before + enqueued, "started": before + started,
             "completed": before + completed,
         }  # fmt: skip
-        assert json.loads(recorder.dump(includeCollectives=False))["pg_status"]["0"]
+        entries = json.loads(recorder.dump(includeCollectives=True))["entries"]
+        states = [entry["state"] for entry in entries if entry["collective_seq_id"] > before]
+        scheduled, begun = enqueued - started, started - completed
+        assert states == ["completed"] * completed + ["started"] * begun + ["scheduled"] * scheduled
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from gpuvigil_agent.simulate.job_steps import Step
 
 _BUCKETS = 4
 _GROUP = "0"
+_ELEMENTS = 1 << 23  # of a bucket of gradients
 
 
 class Place(NamedTuple):
@@ -49,11 +50,15 @@ class Recorder:
         others = stuck.rank != self._rank
         return Place(posted, before + 1 + others, before + others)
 
-    def dump(self, **_options: bool) -> str:
-        """Answer `_dump_fr_trace_json(includeCollectives=False)`."""
+    def dump(self, includeCollectives: bool = False, **_options: bool) -> str:  # noqa: N803 - torch's name
+        """Answer `_dump_fr_trace_json`: how far the group came, and its newest records where asked."""
         place = self.place()
         row = {f"last_{name}_collective": value for name, value in place._asdict().items()}
-        return json.dumps({"pg_status": {_GROUP: row}})
+        found: dict[str, Any] = {"pg_status": {_GROUP: row}}
+        if includeCollectives:
+            first = max(1, place.completed - _BUCKETS + 1)
+            found["entries"] = [_record(number, place) for number in range(first, place.enqueued + 1)]
+        return json.dumps(found)
 
     def install(self, world_size: int) -> None:
         """Become what the hook finds in this process."""
@@ -61,6 +66,18 @@ class Recorder:
         world = SimpleNamespace(pg_names={_GROUP: _GROUP}, pg_group_ranks={_GROUP: ranks})
         _module("torch.distributed.distributed_c10d", _world=world)
         _module("torch._C._distributed_c10d", _dump_fr_trace_json=self.dump)
+
+
+def _record(number: int, place: Place) -> dict[str, Any]:
+    """One collective as torch's recorder keeps it (FlightRecorder.hpp), without times and stacks."""
+    done, begun = number <= place.completed, number <= place.started
+    return {
+        "record_id": number - 1, "pg_id": 0, "process_group": [_GROUP, "default_pg"], "is_p2p": False,
+        "collective_seq_id": number, "p2p_seq_id": 0, "op_id": number, "profiling_name": "nccl:all_reduce",
+        "input_sizes": [[_ELEMENTS]], "input_dtypes": ["BFloat16"], "output_sizes": [[_ELEMENTS]],
+        "output_dtypes": ["BFloat16"], "retired": done,
+        "state": "completed" if done else "started" if begun else "scheduled",
+    }  # fmt: skip
 
 
 def _module(name: str, **attributes: Any) -> None:

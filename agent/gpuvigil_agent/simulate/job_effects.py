@@ -130,6 +130,10 @@ class Effects:
             if placed.active(now_ns):
                 yield placed
 
+    def none_ever(self, rank: int) -> bool:
+        """Tell whether nothing but a neighbour's fault ever touches a rank: most of them."""
+        return not self._all and rank not in self._of
+
     def compute(self, rank: int, now_ns: int) -> float:
         """How many times as long a rank computes: its clock, and what nobody can see."""
         factor = self._clocks[rank].factor(now_ns) if rank in self._clocks else 1.0

@@ -14,13 +14,14 @@ import os
 import resource
 import signal
 import sys
+from types import TracebackType
 
 import msgspec
 
 from gpuvigil_agent.config import Simulate
 from gpuvigil_agent.simulate.job import Job
 from gpuvigil_agent.simulate.job_effects import Effects
-from gpuvigil_agent.simulate.job_rank import SimulatedRank
+from gpuvigil_agent.simulate.job_rank import DeviceError, SimulatedRank
 from gpuvigil_agent.simulate.job_steps import Steps
 from gpuvigil_agent.simulate.truth import Truth
 from gpuvigil_agent.simulate.world import World
@@ -61,6 +62,14 @@ def _die_with(parent: int) -> None:
         os._exit(0)
 
 
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print one line of what a fault makes a rank raise, all of anything else."""
+    if isinstance(error, DeviceError):
+        sys.stderr.write(f"rank {os.environ['RANK']} of job {os.environ['GPUVIGIL_JOB']}: {error}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 def _fork(job: Job, world: World, place: int, socket: str) -> bool:
     """Make the node's ranks of one job; True in a rank that has done its work."""
     effects = Effects(world.config, job, world.node)
@@ -71,6 +80,7 @@ def _fork(job: Job, world: World, place: int, socket: str) -> bool:
         if os.fork() == 0:
             _die_with(parent)
             os.environ.update(environment(job, world, place, rank, socket))
+            sys.excepthook = _say
             steps = Steps(job, effects, world.config.seed, world.start_ns)
             SimulatedRank(job, rank, steps, world.config.seed).train(effects.deaths)
             return True

@@ -65,12 +65,14 @@ class SimulatedRank:
         first = next(coming, None)
         if first is None or self._ending(first).time_ns <= time.time_ns():
             return
-        _wait(self._steps.begin_ns)
+        for seconds in _pauses(self._steps.begin_ns):
+            time.sleep(seconds)
         self._clock.install()
         self._recorder.install(self._job.world_size)
         self._clock.at(time.time_ns())
         with monitor.phase("init"):
-            self.wait_until(first.begin[self._rank])
+            for seconds in self._until(first.begin[self._rank]):
+                time.sleep(seconds)
         for step in itertools.chain((first,), coming):
             self.step(step)
 
@@ -94,7 +96,7 @@ class SimulatedRank:
             with monitor.phase("backward"):
                 self.backward(step)
             with monitor.phase("optimizer"):
-                self.wait_until(step.end[self._rank])
+                self.optimize(step)
             told.log(**self._numbers(step))
             if step.saved:
                 with monitor.phase("checkpoint"):
@@ -104,30 +106,43 @@ class SimulatedRank:
 
     def read_batch(self, step: Step) -> None:
         """Wait for the input."""
-        self.wait_until(step.data[self._rank])
+        for seconds in self._until(step.data[self._rank]):
+            time.sleep(seconds)
 
     def forward(self, step: Step) -> None:
         """Compute; a rank that hangs on the host does it here."""
-        self.wait_until(step.forward[self._rank])
+        for seconds in self._until(step.forward[self._rank]):
+            time.sleep(seconds)
 
     def backward(self, step: Step) -> None:
         """Compute, then give the gradients to all."""
-        self.wait_until(step.arrive[self._rank])
+        for seconds in self._until(step.arrive[self._rank]):
+            time.sleep(seconds)
         self._recorder.arrived = True
         self.all_reduce(step)
 
     def all_reduce(self, step: Step) -> None:
         """Wait for everybody's gradients."""
-        self.wait_until(step.done)
+        for seconds in self._until(step.done):
+            time.sleep(seconds)
 
     def save(self, step: Step) -> None:
         """Write, and wait until all have written."""
-        self.wait_until(step.saved)
+        for seconds in self._until(step.saved):
+            time.sleep(seconds)
 
-    def wait_until(self, time_ns: int) -> None:
-        """Sleep until an instant of the schedule, or end where this process does before."""
+    def optimize(self, step: Step) -> None:
+        """Compute."""
+        for seconds in self._until(step.end[self._rank]):
+            time.sleep(seconds)
+
+    def _until(self, time_ns: int) -> Iterator[float]:
+        """Yield seconds to sleep until an instant of the schedule; end where this process does before.
+
+        The sleep itself is the caller's, so that its name is the innermost of the stack.
+        """
         death = self._death
-        _wait(min(time_ns, death.time_ns))
+        yield from _pauses(min(time_ns, death.time_ns))
         if death.time_ns <= time_ns:
             self._die(death.how)
         self._clock.at(time_ns)
@@ -150,6 +165,6 @@ class SimulatedRank:
         }
 
 
-def _wait(time_ns: int) -> None:
+def _pauses(time_ns: int) -> Iterator[float]:
     while (left_ns := time_ns - time.time_ns()) > 0:
-        time.sleep(min(left_ns / SECOND_NS, _LONGEST_SLEEP_S))
+        yield min(left_ns / SECOND_NS, _LONGEST_SLEEP_S)

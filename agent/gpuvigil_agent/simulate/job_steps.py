@@ -102,14 +102,17 @@ class Steps:
     def _rank(self, step: Step, rank: int, since: int, pauses: bool) -> float:
         """Add one rank's own part of the step; return how much longer it computes."""
         effects, job = self._effects, self.job
-        word = noise.mix(self._key, step.number, rank, 23)
-        of_input, of_compute = (_bell(word >> shift) for shift in (0, 32))
-        late_s = effects.input_s(rank, since) + (_PAUSE * job.step if pauses else 0.0)
+        word = noise.mix(self._key + step.number, rank)
+        of_input, of_compute = _bell(word), _bell(word >> 32)
+        late_s, slower, work, stands = 0.0, 1.0, 1.0, 0
+        if not effects.none_ever(rank):
+            late_s, stands = effects.input_s(rank, since), effects.stands(rank, since)
+            slower, work = effects.compute(rank, since), effects.work(rank, step.number, since)
+        if pauses:
+            late_s += _PAUSE * job.step
         read = int(DATA * self._step_ns * (1 + 2 * job.jitter * of_input))
         data = NEVER if math.isinf(late_s) else step.begin[rank] + read + int(late_s * SECOND_NS)
-        slower, work = effects.compute(rank, since), effects.work(rank, step.number, since)
         share = slower * work * (1 + job.jitter * of_compute)
-        stands = effects.stands(rank, since)
         forward = min(NEVER, max(data, stands) + int(FORWARD * self._step_ns * share))
         step.data.append(data)
         step.forward.append(forward)
