@@ -147,6 +147,16 @@ def test_one_of_many_noisy_ranks_that_is_a_little_late_is_not_taken_for_moving_w
     assert "workload_imbalance" not in {f.fault_class for f in found}
 
 
+def test_what_makes_all_ranks_slower_is_not_moving_work() -> None:
+    job = FakeJob(ranks=3)
+    own = job.own.copy()
+    for second in range(60):
+        job.own = own * job.rng.normal(1, 0.01, 3)
+        job.extra[:] = 0.3 if second >= 50 else 0.0
+        found = told(job.second())
+    assert [(f.fault_class, f.entity) for f in found] == [("fail_slow", "n0/job:j")]
+
+
 def test_all_ranks_without_input_are_a_stall_of_the_input(job: FakeJob) -> None:
     job.held[0] = "data"
     job.phase = dict.fromkeys(range(4), 1.0)

@@ -30,7 +30,7 @@ _LOOKED_AT: Final = 64  # newest steps
 _LEAST: Final = 7
 _LATELY: Final = 10
 _OWN_SHARE: Final = 0.25  # of the growth: less is not the ranks' own
-_LATE: Final = 1.05  # the slowest rank's own time over what it used to be
+_LATE: Final = 1.05  # how much the slowest rank stands out, over what is usual
 _MOSTLY: Final = 0.6  # of the newest steps
 _SAME: Final = 0.75  # of the late steps: one rank that has more is the late one
 
@@ -39,10 +39,14 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usual:
-    """A job's step and its slowest rank's own time before it became slow, medians in seconds."""
+    """A job's step and its slowest rank's own time before it became slow, medians in seconds.
+
+    stands_out: the slowest rank's own time over the median rank's: of many one always is the slowest.
+    """
 
     step: float
     own: float
+    stands_out: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +98,17 @@ def usual(job: Job, since_ns: int) -> Usual | None:
     before = found.ends < since_ns
     if before.sum() < _LEAST:
         return None
-    own = found.own[:, before].max(axis=0)
-    return Usual(step=float(np.median(found.step[before])), own=float(np.median(own)))
+    own = found.own[:, before]
+    return Usual(
+        step=float(np.median(found.step[before])), own=float(np.median(own.max(axis=0))),
+        stands_out=float(np.median(_stands_out(own))),
+    )  # fmt: skip
+
+
+def _stands_out(own: Float64) -> Float64:
+    """The slowest rank's own time over the median rank's, step by step."""
+    out: Float64 = own.max(axis=0) / np.maximum(np.median(own, axis=0), 1e-12)
+    return out
 
 
 def only_exchange(job: Job, before: Usual) -> tuple[float, float] | None:
@@ -111,13 +124,13 @@ def only_exchange(job: Job, before: Usual) -> tuple[float, float] | None:
 def late_ones(job: Job, before: Usual) -> tuple[int, ...]:
     """Ranks that were the late one, where most of the newest steps had one and no rank mostly was.
 
-    Late is what takes longer than the slowest used to: of many ranks one always is the slowest by chance.
+    Late is who stands out by more than the slowest used to: what makes all ranks slower moves nothing.
     """
     found = parts(job)
     if found is None:
         return ()
     own = found.own[:, -_LATELY:]
-    late = own.max(axis=0) > _LATE * before.own
+    late = _stands_out(own) > _LATE * before.stands_out
     who, times = np.unique(own.argmax(axis=0)[late], return_counts=True)
     if late.mean() < _MOSTLY or times.max() > _SAME * times.sum():
         return ()
