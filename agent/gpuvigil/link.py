@@ -14,6 +14,7 @@ import json
 import os
 import random
 import socket
+import sys
 import threading
 import time
 from array import array
@@ -164,10 +165,14 @@ class Link(threading.Thread):
             made.close()
 
     def _say_exit(self) -> None:
-        """Tell the agent that the process ends by its own will; a forked child is not this process."""
+        """Tell the agent that the process ends by its own will; a forked child is not this process.
+
+        An exception that nothing caught is no will: what it ends has died. A prompt's errors end nothing.
+        """
         made = self._socket
         if made is None or os.getpid() != self._pid:
             return
         with contextlib.suppress(OSError):
             self._say(made)
-            made.send(b'{"event":"exit"}')
+            if getattr(sys, "last_value", None) is None or hasattr(sys, "ps1"):
+                made.send(b'{"event":"exit"}')

@@ -21,6 +21,7 @@ from gpuvigil_agent.ledger import METRICS
 from gpuvigil_agent.metrics_server import MetricsServer
 from gpuvigil_agent.notify import Notify
 from gpuvigil_agent.schedule import Beat, sleep_until_due
+from gpuvigil_agent.simulated_jobs import SimulatedJobs
 from gpuvigil_agent.spool import Spool
 from gpuvigil_agent.spool_store import Row
 from gpuvigil_agent.stream import Stream
@@ -49,6 +50,7 @@ class Agent:
         )  # fmt: skip
         self.events = Events(self.spool, self.stream)
         self.kernel = KernelReader(config, node, self._gpu_by_pci, self._on_event)
+        self.jobs = SimulatedJobs(config, node)
         self.beat = Beat(phase_s(node))
         self.endpoint: MetricsServer | None = None
         self.stop = asyncio.Event()
@@ -102,6 +104,7 @@ class Agent:
             self.flush()
             self._next_flush_s = tick.monotonic_s + self._flush_interval_s - 0.5
         self._look_at_changes()
+        self.jobs.tend(self.driver.state != "starting")
         self._notify.alive()
         if self.ticks % _STATUS_TICKS == 1:
             self._notify.status(self.status())
@@ -194,6 +197,7 @@ class Agent:
         self.flush()
         self.kernel.stop()
         self.hook.stop()
+        self.jobs.stop()
         if self.stream.connected:
             await asyncio.sleep(_DRAIN_S / 4)
         link.cancel()

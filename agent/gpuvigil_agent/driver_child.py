@@ -99,19 +99,23 @@ class DriverChild(asyncio.Protocol):
         self._on_end(self, self._process.returncode)
 
 
-def _exec(fd: int) -> subprocess.Popen[bytes]:
-    """Start the interpreter anew; -P keeps the current folder out of the import path."""
+def import_path() -> str:
+    """Return the PYTHONPATH with which a child of the agent finds the agent's own packages."""
     installed = {*site.getsitepackages(), site.getusersitepackages()}  # found anyway, and not before stdlib
     roots = {
         str(Path(package.__file__ or "").parents[1]): None for package in (gpuvigil_agent, gpuvigil_protos)
     }
-    path = os.pathsep.join(
+    return os.pathsep.join(
         [*(root for root in roots if root not in installed), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+
+
+def _exec(fd: int) -> subprocess.Popen[bytes]:
+    """Start the interpreter anew; -P keeps the current folder out of the import path."""
     command = [sys.executable, "-P", "-m", "gpuvigil_agent.driver_process"]
     return subprocess.Popen(
         [*command, "--fd", str(fd), "--parent", str(os.getpid())],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": import_path()},
     )

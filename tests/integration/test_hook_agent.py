@@ -22,6 +22,7 @@ from integration.stack import environment
 
 from gpuvigil import layout
 from gpuvigil.ring import Control, Ring
+from gpuvigil_detectors.training import standing
 
 LOOP = """
 import sys, time
@@ -116,6 +117,36 @@ async def test_two_ranks_from_first_step_to_their_ends(tmp_path: Path) -> None:
         down = made.told("rank_down")[0]
         assert (down.fields["reason"], down.fields["phase"]) in {("died", "forward"), ("died", "data")}
         assert float(down.fields["step"]) >= 20
+
+
+RAISES = (
+    LOOP
+    + """
+raise RuntimeError("CUDA error: device-side assert")
+"""
+)
+
+
+async def test_an_exception_that_nothing_caught_is_a_death(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        assert made.loop(0, steps=30, code=RAISES).wait(30) == 1
+        await until(lambda: made.told("rank_down"), "the end of rank 0", 10)
+        assert made.told("rank_down")[0].fields["reason"] == "died"
+
+
+STANDS = LOOP.replace("for number", "from gpuvigil import collectives\ncollectives.progress = lambda: "
+    '[{"group": "mesh.TP-0", "ranks": "0-1", "enqueued": 41, "started": None, "completed": 40}]\nfor number'
+) + "\ntime.sleep(60)\n"  # fmt: skip
+
+
+async def test_the_words_of_a_loop_that_stands_reach_the_collector(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        made.loop(0, steps=20, code=STANDS)
+        await until(lambda: made.told("collectives"), "its words", WITHIN_S)
+        found = standing.read(made.told("collectives")[0])
+        assert found.members == {"mesh.TP-0": (0, 1)}
+        assert (found.groups[0].enqueued, found.groups[0].completed) == (41, 40)
+        assert found.stack
 
 
 async def test_a_new_agent_gets_the_same_ring_and_no_step_twice(tmp_path: Path) -> None:

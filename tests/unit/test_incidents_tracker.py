@@ -11,6 +11,7 @@ from unit.incident_help import SECOND, T0, Life, finding, fleet, gpu
 
 from gpuvigil_collector.incidents import ranking
 from gpuvigil_collector.incidents.incident import fingerprint, scope_of
+from gpuvigil_detectors.base import Evidence
 from gpuvigil_protos.fault_classes import FAULT_CLASSES
 
 
@@ -250,3 +251,47 @@ def test_whatever_comes_each_claim_has_one_home_and_all_ends_in_silence(history)
         assert not life.tracker.open.keys() & life.tracker.resolved.keys()
     life.hold(len(history), len(history) + 40)
     assert life.open == []
+
+
+def loop(fault_class, entity, at, **facts):
+    evidence = Evidence(facts=tuple(facts.items()))
+    return finding(fault_class, entity, at=at, origin="job", severity="warning", evidence=evidence)
+
+
+def test_a_slow_rank_is_explained_by_its_own_gpu_and_by_no_other():
+    hot = finding("thermal", gpu("n1", 3), at=5)
+    for own, expected in (("GPU-n1-3", 1), ("GPU-n1-4", 2), ("", 1)):
+        slow = loop("straggler", "n1/rank:j/3", 1, gpu=own)
+        for order in ((hot, slow), (slow, hot)):
+            life = Life()
+            life.tick(5, order[0])
+            life.tick(8, *order)
+            assert len(life.open) == expected, (own, order)
+            assert life.open[0 if order[0] is hot or expected == 1 else 1] == ("thermal", gpu("n1", 3))
+
+
+def test_a_dead_rank_is_explained_by_a_lost_gpu_of_its_job_alone():
+    lost = finding("gpu_lost", gpu("n1", 3), at=5)
+    for gpus, expected in (("GPU-n1-2,GPU-n1-3", 1), ("GPU-n1-4", 2)):
+        dead = loop("process_dead", "n1/rank:j/2", 4, gpu="GPU-n1-2", node_gpus=gpus)
+        life = Life()
+        life.tick(4, dead)
+        life.tick(6, dead, lost)
+        assert len(life.open) == expected
+
+
+@pytest.mark.parametrize(
+    ("cause", "symptom"),
+    [
+        ("pcie_downgrade", "data_stall"), ("nvlink_down", "hang"), ("nic_down", "process_dead"),
+        ("nic_flap", "hang"),
+    ],
+)  # fmt: skip
+def test_what_a_broken_part_does_to_the_loop_is_no_incident_of_its_own(cause, symptom):
+    part = "n1/interface:ib0" if cause.startswith("nic") else gpu("n1", 3)
+    life = Life()
+    felt = loop(symptom, "n1/rank:j/3", 1, gpu="GPU-n1-3", node_gpus="GPU-n1-3")
+    life.tick(1, felt)
+    life.tick(9, felt, finding(cause, part, at=6))
+    life.hold(10, 14, felt, finding(cause, part, at=6))
+    assert life.open == [(cause, part)]

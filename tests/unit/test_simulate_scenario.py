@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("version = 1\nfaults = []\n", ('unknown key "faults"', 'did you mean "fault"')),
         ("version = 1\nfault = [3]\n", ("fault 1", "expected a table", "got 3")),
         (FAULT.format(kind="gpu_lost_xid97"), ("fault 1", "kind", 'did you mean "gpu_lost_xid79"')),
-        (FAULT.format(kind="gremlin"), ("kind", "'gremlin'", "known: disk_filling")),
+        (FAULT.format(kind="gremlin"), ("kind", "'gremlin'", "known: checkpoint_stall")),
         (FAULT.format(kind="power_brake"), ("fault 1 (power_brake)", "missing", "gpu")),
         (FAULT.format(kind="power_brake") + "gpus = 1\n", ('unknown key "gpus"', 'did you mean "gpu"')),
         (FAULT.format(kind="power_brake") + 'gpu = "1"\n', ("gpu", "int", "str")),
@@ -114,10 +114,10 @@ def test_placing_and_ending() -> None:
 
 
 def test_the_shipped_file_has_every_kind() -> None:
-    """One fault of each kind, each on its own node."""
+    """One fault of each kind, each on its own node or in its own job."""
     faults = load_scenario(ROOT / "agent/gpuvigil_agent/simulate/scenarios/every_kind.toml").faults
     assert sorted(fault.kind for fault in faults) == sorted(KINDS)
-    assert len({fault.node for fault in faults}) == len(faults)
+    assert len({getattr(fault, "job", fault.node) for fault in faults}) == len(faults)
 
 
 def test_every_kind_has_a_class_of_the_vocabulary_and_is_documented() -> None:

@@ -105,6 +105,65 @@ def test_a_late_rank_is_named(job: FakeJob) -> None:
     assert dict(found[0].evidence.facts)["gpu"] == "GPU-n1-0"
 
 
+def test_a_crowded_network_is_recorded_and_told_only_when_it_lasts(job: FakeJob) -> None:
+    job.between = 0.4
+    for _ in range(500):
+        assert told(job.second()) == []
+    [found] = job.run(1)
+    assert (found.fault_class, found.entity, found.severity) == ("congestion", "n0/job:j", "info")
+    assert "the exchange between its ranks takes " in found.sentence and "no node" in found.sentence
+    job.run(130)
+    [found] = told(job.second())
+    assert (found.fault_class, found.severity) == ("congestion", "warning")
+    job.between = 0.0
+    job.run(6)
+    assert job.run(2) == []
+
+
+def test_a_slow_rank_beside_a_crowded_network_is_named_all_the_same(job: FakeJob) -> None:
+    job.between = 0.1
+    job.extra[2] = 0.15
+    found = told(job.run(8))
+    assert [(f.fault_class, f.entity) for f in found] == [("straggler", "n1/rank:j/2")]
+
+
+def test_work_that_moves_from_rank_to_rank_blames_no_machine(job: FakeJob) -> None:
+    heard = []
+    for second in range(24):
+        job.extra[:] = 0
+        job.extra[second * 3 % 4] = 0.3
+        heard += told(job.second())
+    assert {(f.fault_class, f.entity) for f in heard} == {("workload_imbalance", "n0/job:j")}
+
+
+def test_one_of_many_noisy_ranks_that_is_a_little_late_is_not_taken_for_moving_work() -> None:
+    job = FakeJob(ranks=48)
+    own = job.own.copy()
+    for second in range(70):
+        job.own = own * job.rng.normal(1, 0.02, 48)
+        job.extra[7] = 0.045 if second >= 50 else 0.0  # 11 % of its own time, less than chance does to some
+        job.between = 0.1 if second >= 50 else 0.0
+        found = told(job.second())
+    assert "workload_imbalance" not in {f.fault_class for f in found}
+
+
+def test_what_makes_all_ranks_slower_is_not_moving_work() -> None:
+    job = FakeJob(ranks=3)
+    own = job.own.copy()
+    for second in range(60):
+        job.own = own * job.rng.normal(1, 0.01, 3)
+        job.extra[:] = 0.3 if second >= 50 else 0.0
+        found = told(job.second())
+    assert [(f.fault_class, f.entity) for f in found] == [("fail_slow", "n0/job:j")]
+
+
+def test_all_ranks_without_input_are_a_stall_of_the_input(job: FakeJob) -> None:
+    job.held[0] = "data"
+    job.phase = dict.fromkeys(range(4), 1.0)
+    [found] = job.run(25)
+    assert (found.fault_class, found.entity) == ("data_stall", "n0/job:j")
+
+
 def test_longer_batches_are_no_slowdown_where_tokens_are_told() -> None:
     job = FakeJob()
     job.tokens[:] = 1000.0

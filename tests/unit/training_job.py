@@ -36,6 +36,7 @@ class FakeJob:
         self.ranks, self.seconds, self.step = ranks, seconds, 0
         self.own = np.full(ranks, 0.4)  # share of a step that is a rank's own (data and forward)
         self.extra = np.zeros(ranks)
+        self.between = 0.0  # share of a step that the exchange takes longer
         self.held: dict[int, str] = {}
         self.phase = dict.fromkeys(range(ranks), 3.0)
         self.age = 0.0
@@ -71,7 +72,7 @@ class FakeJob:
         self.age = 0.0 if moving else self.age + 1
         for _ in range(count):
             self.step += 1
-            took = self.seconds * self.rng.normal(1, 0.01) * (1 + self.extra.max())
+            took = self.seconds * self.rng.normal(1, 0.01) * (1 + self.extra.max() + self.between)
             for rank in range(self.ranks):
                 own = self.seconds * self.own[rank] * (1 + self.extra[rank] / self.own[rank])
                 row = np.full((1, len(METRICS)), np.nan, np.float32)

@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(demo_scenario(chosen.seed, chosen.nodes, chosen.gpus))
         else:
             scenario = load_scenario(chosen.file)
-            sys.stdout.write(f"{chosen.file}: {len(scenario.faults)} faults: ok\n")
+            jobs = f", {len(scenario.jobs)} jobs" if scenario.jobs else ""
+            sys.stdout.write(f"{chosen.file}: {len(scenario.faults)} faults{jobs}: ok\n")
     except (ConfigError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gpuvigil_agent.simulate import noise
+from gpuvigil_agent.simulate.fault import GpuFault
 from gpuvigil_agent.simulate.faults import (
     DriverBlanks,
     EccCorrectedGrowth,
     EccUncorrectable,
-    GpuFault,
     GpuLostSilent,
     GpuLostXid79,
     NvlinkDown,

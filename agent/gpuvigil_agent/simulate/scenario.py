@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from gpuvigil_agent.simulate.faults import KINDS, DriverHang, Fault, NicFlap
+from gpuvigil_agent.simulate.fault import Fault
+from gpuvigil_agent.simulate.faults import KINDS, DriverHang, NicFlap
+from gpuvigil_agent.simulate.job import Job, check_jobs, is_node
+from gpuvigil_agent.simulate.loop_faults import LoopFault
 from gpuvigil_protos import settings
 from gpuvigil_protos.settings import ConfigError
 
 VERSION = 1
-_POSITIVE = frozenset({"gone_in", "full_in", "xids", "resistance_factor", "latency_factor"})
+_POSITIVE = frozenset(
+    {"gone_in", "full_in", "xids", "resistance_factor", "latency_factor", "factor", "times"}
+)
 _MOST = {"clock_share": 1.0, "generation": 7, "width": 32, "link": 63, "latency_factor": 1e6,
+         "factor": 1e3, "times": 1e9, "wait": 1e9,
          "errors_per_second": 1e9, "resistance_factor": 100.0}  # fmt: skip
 
 
@@ -28,13 +33,19 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
     version: int
     title: str = ""
     fault: list[Any] = msgspec.field(default_factory=list)
+    job: list[Any] = msgspec.field(default_factory=list)
 
 
 class Scenario(NamedTuple):
-    """A checked file: its title and all faults, in the file's order."""
+    """A checked file: its title, all faults and all jobs, in the file's order."""
 
     title: str
     faults: tuple[Fault, ...]
+    jobs: tuple[Job, ...] = ()
+
+    def job(self, name: str) -> Job:
+        """The job of a name that the file has."""
+        return next(job for job in self.jobs if job.name == name)
 
 
 class Placed(NamedTuple):
@@ -78,7 +89,36 @@ def parse_scenario(text: str, origin: str) -> Scenario:
     if head.version != VERSION:
         raise ConfigError(f"{origin}: version: expected {VERSION}, got {head.version}")
     faults = tuple(_fault(table, f"{origin}: fault {number}") for number, table in enumerate(head.fault, 1))
-    return Scenario(head.title, faults)
+    jobs = tuple(_job(table, f"{origin}: job {number}") for number, table in enumerate(head.job, 1))
+    check_jobs(jobs, origin)
+    for number, fault in enumerate(faults, 1):
+        if isinstance(fault, LoopFault):
+            _check_loop(fault, jobs, f"{origin}: fault {number} ({fault.kind})")
+    return Scenario(head.title, faults, jobs)
+
+
+def _job(table: object, origin: str) -> Job:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{origin}: expected a table [[job]], got {table!r}")
+    return settings.convert(table, Job, origin)
+
+
+def _check_loop(fault: LoopFault, jobs: tuple[Job, ...], origin: str) -> None:
+    """A fault of a loop is one of a job, a rank and a node that the file has. Raises ConfigError."""
+    job = next((job for job in jobs if job.name == fault.job), None)
+    if job is None:
+        known = ", ".join(job.name for job in jobs) or "none"
+        raise ConfigError(f"{origin}: job: expected one of the file's ({known}), got {fault.job!r:.140}")
+    rank = getattr(fault, "rank", None) or 0
+    if rank >= job.world_size:
+        raise ConfigError(f"{origin}: rank: expected less than {job.world_size}, got {rank}")
+    node = job.nodes[job.place_of(rank)[0]]
+    if fault.node not in ("", node):
+        raise ConfigError(
+            f"{origin}: node: expected {node!r}, that of rank {rank}, or none, got {fault.node!r}"
+        )
+    if not job.begin <= fault.at or (job.duration is not None and fault.at >= job.begin + job.duration):
+        raise ConfigError(f"{origin}: at: expected a time while job {job.name} runs, got {fault.at}s")
 
 
 def _fault(table: object, origin: str) -> Fault:
@@ -118,18 +158,26 @@ def _check(fault: Fault, origin: str) -> None:
 
 def is_for(fault: Fault, node: str) -> bool:
     """Tell whether a fault is this node's: by its name, or by the number that the name ends in."""
-    if isinstance(fault.node, str):
-        return fault.node == node
-    digits = re.search(r"[0-9]+\Z", node)
-    return digits is not None and int(digits[0]) == fault.node
+    return is_node(fault.node, node)
+
+
+def _is_here(fault: Fault, jobs: tuple[Job, ...], node: str) -> bool:
+    if not isinstance(fault, LoopFault):
+        return is_for(fault, node)
+    job = next(job for job in jobs if job.name == fault.job)
+    return is_node(job.nodes[job.place_of(getattr(fault, "rank", None) or 0)[0]], node)
 
 
 def place(scenario: Scenario, node: str, start_ns: int) -> tuple[Placed, ...]:
     """Put this node's faults on the clock."""
     placed = []
     for number, fault in enumerate(scenario.faults, 1):
-        if is_for(fault, node):
-            begin = start_ns + int(fault.at * 1e9)
-            end = None if fault.duration is None else begin + int(fault.duration * 1e9)
-            placed.append(Placed(number, fault, begin, end))
+        if _is_here(fault, scenario.jobs, node):
+            placed.append(put(number, fault, start_ns))
     return tuple(placed)
+
+
+def put(number: int, fault: Fault, start_ns: int) -> Placed:
+    """Put one fault on the clock."""
+    begin = start_ns + int(fault.at * 1e9)
+    return Placed(number, fault, begin, None if fault.duration is None else begin + int(fault.duration * 1e9))

@@ -12,15 +12,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from gpuvigil_agent.simulate.fault import GpuFault, Where
 from gpuvigil_agent.simulate.faults import (
     DiskFilling,
     DiskSlow,
     DriverCrash,
     DriverHang,
-    GpuFault,
     InterfaceFault,
-    Where,
 )
+from gpuvigil_agent.simulate.loop_faults import LoopFault, WorkloadImbalance
 from gpuvigil_agent.simulate.scenario import Placed
 from gpuvigil_agent.simulate.world import World
 from gpuvigil_protos import entity
@@ -30,7 +30,7 @@ from gpuvigil_protos.settings import ConfigError
 def target(world: World, placed: Placed) -> str:
     """The full entity that an honest incident names."""
     fault = placed.fault
-    local = entity.NODE
+    node, local = world.node, entity.NODE
     if isinstance(fault, GpuFault | DriverHang) and fault.gpu is not None:
         local = entity.gpu(world.uuid(fault.gpu))
     elif isinstance(fault, InterfaceFault):
@@ -39,7 +39,13 @@ def target(world: World, placed: Placed) -> str:
         local = entity.disk(fault.disk)
     elif isinstance(fault, DiskFilling):
         local = entity.filesystem(fault.filesystem)
-    return f"{world.node}/{local}"
+    elif isinstance(fault, LoopFault):
+        rank = getattr(fault, "rank", None)
+        of_rank = rank is not None and not isinstance(fault, WorkloadImbalance)
+        local = entity.rank(fault.job, rank or 0) if of_rank else entity.job(fault.job)
+        if not of_rank:  # what is said of a job is said of the node of its rank 0
+            node = next(job for job in world.jobs if job.name == fault.job).node_names(world.node)[0]
+    return f"{node}/{local}"
 
 
 def line(world: World, placed: Placed) -> dict[str, Any]:
@@ -74,8 +80,8 @@ class Truth:
         )
         self._stop = threading.Event()
 
-    def start(self) -> None:
-        """Write from a daemon thread; nothing to do without a truth file or without faults.
+    def start(self) -> threading.Thread | None:
+        """Write from a daemon thread, which is returned; None without a truth file or without faults.
 
         Raises ConfigError when the file cannot be written.
         """
@@ -86,7 +92,10 @@ class Truth:
                 raise ConfigError(
                     f"simulate.truth_file: {self._path}: expected a file to append to, got: {error.strerror}"
                 ) from None
-            threading.Thread(target=self._run, name="truth", daemon=True).start()
+            thread = threading.Thread(target=self._run, name="truth", daemon=True)
+            thread.start()
+            return thread
+        return None
 
     def _run(self) -> None:
         began_ns, known = self._world.clock(), self._written()

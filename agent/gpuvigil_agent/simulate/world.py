@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from gpuvigil_agent.config import Simulate
 from gpuvigil_agent.simulate import noise
-from gpuvigil_agent.simulate.faults import Fault
+from gpuvigil_agent.simulate.fault import Fault
 from gpuvigil_agent.simulate.load import Load, load_at
 from gpuvigil_agent.simulate.profile import load_profile
 from gpuvigil_agent.simulate.scenario import Placed, Scenario, load_scenario, place
@@ -38,8 +38,16 @@ class World:
         scenario = load_scenario(Path(config.scenario)) if config.scenario else Scenario("", ())
         self.interfaces = ("eth0", *(f"ib{port}" for port in range(min(8, max(1, config.gpus)))))
         self.faults = place(scenario, node, self.start_ns)
+        self.jobs = tuple(job for job in scenario.jobs if job.node_place(node) is not None)
         for placed in self.faults:
             self._check(placed)
+        for job in self.jobs:
+            if job.first_gpu + job.ranks_per_node > config.gpus:
+                last = job.first_gpu + job.ranks_per_node - 1
+                raise ConfigError(
+                    f"{config.scenario}: job {job.name}: ranks_per_node: expected GPUs below {config.gpus} "
+                    f"on node {node}, got GPU {last}"
+                )
 
     def _check(self, placed: Placed) -> None:
         """Refuse a fault of a part that this node does not have. Raises ConfigError."""

@@ -121,7 +121,7 @@ def write_node(layout: Layout, node: str, *, gpus: int, seed: int, start_ns: int
             "collector": {"address": f"127.0.0.1:{layout.grpc_port}"},
             "gpu": {"source": "simulated"},
             "metrics": {"address": ""},
-            "hook": {"socket": ""},
+            "hook": {"socket": str(here / "hook.sock")},
             "simulate": {
                 "gpus": gpus,
                 "seed": seed,

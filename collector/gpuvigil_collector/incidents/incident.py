@@ -56,7 +56,7 @@ class Incident:
             entity=self.target,
             start_ns=self.lead_start_ns,
             statistical=self.statistical,
-            findings=(),
+            findings=self.findings[:1],
             synthetic=self.synthetic,
         )
 

@@ -15,7 +15,7 @@ from gpuvigil_protos import entity as names
 from gpuvigil_protos.fault_classes import FAULT_CLASSES
 from gpuvigil_protos.settings import parse_seconds
 
-Reach = Literal["entity", "node", "fleet"]
+Reach = Literal["entity", "rank", "job", "node", "fleet"]
 Key = tuple[str, str]
 """(fault class, full entity name); a drill's class has `DRILL` before it, so that it never meets a fault."""
 
@@ -160,7 +160,23 @@ def _within_reach(rule: Rule, lead: Claim, claim: Claim) -> bool:
         return False
     if rule.reach == FLEET:
         return lead.entity == FLEET
+    if _of_other_gpu(rule.reach, lead, claim):
+        return False
     return locality(lead.entity)[0] == locality(claim.entity)[0]
+
+
+def _of_other_gpu(reach: Reach, lead: Claim, claim: Claim) -> bool:
+    """Tell whether a loop's claim says which GPUs it is about, and `lead` is about none of them.
+
+    Reach `rank`: the rank's own. `job`: those of all of the job's ranks on the node, because the first to end
+    is not always the one whose GPU failed.
+    """
+    fact = {"rank": "gpu", "job": "node_gpus"}.get(reach)
+    uuid = names.gpu_uuid_of(lead.entity.partition("/")[2])
+    if fact is None or uuid is None or not claim.findings:
+        return False
+    known = dict(claim.findings[0].evidence.facts).get(fact, "")
+    return bool(known) and uuid not in known.split(",")
 
 
 def _ns(text: str) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from gpuvigil_detectors.base import Evidence, Finding, Severity
 from gpuvigil_detectors.training.jobs import Job, Rank
+
+_GPUS_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,11 @@ class Claim:
 
 
 def facts_of(job: Job, rank: Rank | None) -> tuple[tuple[str, str], ...]:
-    """What every finding about a job carries."""
+    """What every finding about a job carries; node_gpus: the job's on the node that the finding is about."""
     facts = [("job", job.name), ("ranks", str(job.world_size))]
     if rank is not None:
         facts += [("rank", str(rank.number)), ("gpu", rank.gpu)]
+    node = rank.node if rank is not None else job.ranks[min(job.ranks)].node
+    gpus = sorted({one.gpu for one in job.ranks.values() if one.node == node and one.gpu})
+    facts.append(("node_gpus", ",".join(gpus[:_GPUS_MAX])))
     return tuple((key, value) for key, value in facts if value)

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final
 
 from gpuvigil_detectors.base import Evidence, Finding, Snapshot
-from gpuvigil_detectors.training import hang, loop_faults, silent, slow
+from gpuvigil_detectors.training import hang, loop_faults, parts, silent, slow
 from gpuvigil_detectors.training.claim import Claim, facts_of
 from gpuvigil_detectors.training.hang import Stall
 from gpuvigil_detectors.training.jobs import PHASE, SECOND_NS, Job, Jobs, Rank
@@ -28,6 +28,7 @@ _DATA_SHARE, _DATA_GROWTH = 0.10, 2.0
 _MORE_WORK: Final = 1.05  # tokens over the others' median
 _EXPLAINED: Final = 1.05  # time a token within so much of the others'
 _MOVES_OF: Final = 30  # looks at who is late
+_PASSES_NS: Final = 600 * SECOND_NS  # a crowded network that lasts longer is told
 
 
 class Training:
@@ -40,6 +41,7 @@ class Training:
         self._slowness = Slowness()
         self._nodes = NodeLog()
         self._late: dict[str, deque[int]] = {}
+        self._usual: dict[str, parts.Usual] = {}  # what steps of jobs that are slow now were made of before
         self._stalls: dict[str, tuple[int, tuple[int, ...], int, int]] = {}  # since, culprits, looks, last
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
@@ -54,6 +56,7 @@ class Training:
         found += silent.node_lives(by_name.values(), snapshot)
         self._stalls = {name: stall for name, stall in self._stalls.items() if name in by_name}
         self._late = {name: late for name, late in self._late.items() if name in by_name}
+        self._usual = {name: usual for name, usual in self._usual.items() if name in by_name}
         return found
 
     def slowdown(self, job: str) -> float:
@@ -75,7 +78,7 @@ class Training:
         ending = job.ends_as_asked(now_ns)  # what hangs now has been dealt with
         hung = None if dead or ending else self._hang(job, snapshot)
         claims = (
-            _parked(job), _save_fault(job), dead, hung, self._slow(job), loop_faults.not_finite(job),
+            _parked(job), _save_fault(job), dead, hung, self._slow(job, now_ns), loop_faults.not_finite(job),
             loop_faults.spikes(job), loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
         )  # fmt: skip
         return [claim for claim in claims if claim is not None]
@@ -95,7 +98,8 @@ class Training:
         self._stalls[job.name] = (since_ns, stall.culprits, looks, looked_ns)
         certain = stall.kind != "unknown" and looks >= _VERDICT_LOOKS
         blamed = job.ranks[stall.culprits[0]] if stall.culprits else None
-        waits_for_input = blamed is not None and blamed.phase == PHASE["data"] and stall.kind != "stopped"
+        held = [blamed] if blamed is not None else job.living  # nobody alone: then all together
+        waits_for_input = all(rank.phase == PHASE["data"] for rank in held) and stall.kind != "stopped"
         return Claim(
             rule="no_step", fault_class="data_stall" if waits_for_input else "hang",
             severity="critical" if certain else "warning",
@@ -109,16 +113,21 @@ class Training:
             ),
         )  # fmt: skip
 
-    def _slow(self, job: Job) -> Claim | None:
+    def _slow(self, job: Job, now_ns: int) -> Claim | None:
         pace = self._slowness.paces[job.name]
         if not job.living or not (pace.slow or pace.suspect):
             self._late.pop(job.name, None)
+            self._usual.pop(job.name, None)
             return None
         late = slow.late_rank(job)
         if not pace.slow:
             return _suspect(job, pace, late)
+        if job.name not in self._usual and (before := parts.usual(job, pace.since_ns)) is not None:
+            self._usual[job.name] = before
         rule, fault_class, rank, which = self._explain(job, late)
         verified = pace.high >= _VERIFIED  # one that is surely smaller is recorded only
+        if fault_class == "congestion":
+            verified &= now_ns - pace.since_ns > _PASSES_NS
         text = (
             f"steps of job {job.name} take {100 * (pace.ratio - 1):.0f} % longer than its own past "
             f"(95 %: {100 * (pace.low - 1):.0f} to {100 * (pace.high - 1):.0f} %)"
@@ -135,13 +144,13 @@ class Training:
 
     def _explain(self, job: Job, late: Late | None) -> tuple[str, str, Rank | None, str]:
         """Rule, class, rank and words of a slowdown: input, the work itself, one machine, or nobody's."""
+        before = self._usual.get(job.name)
+        if before is not None and (moving := parts.late_ones(job, before)):
+            words = f"{len(moving)} ranks were the late one in turn: the work moves"
+            return "late_rank_moves", "workload_imbalance", None, words
         if late is None:
-            share = slow.data_share(job)
-            if share is not None and share[0] > _DATA_SHARE and share[0] > _DATA_GROWTH * share[1]:
-                return "input_holds_it", "data_stall", None, (
-                    f"{100 * share[0]:.0f} % of a step waits for input, {100 * share[1]:.0f} % before"
-                )  # fmt: skip
-            return "slower_than_its_past", "fail_slow", None, "no single rank is late"
+            rule, fault_class, words = self._explain_all(job)
+            return rule, fault_class, None, words
         worst = self._late.setdefault(job.name, deque(maxlen=_MOVES_OF))
         worst.append(late.rank.number)
         head = (
@@ -162,6 +171,21 @@ class Training:
         if late.where == "data":
             return "late_rank_input", "data_stall", late.rank, f"{head}: it waits for its input"
         return "late_rank", "straggler", late.rank, head
+
+    def _explain_all(self, job: Job) -> tuple[str, str, str]:
+        """Rule, class and words of a slowdown in which no rank is always the late one."""
+        share = slow.data_share(job)
+        if share is not None and share[0] > _DATA_SHARE and share[0] > _DATA_GROWTH * share[1]:
+            words = f"{100 * share[0]:.0f} % of a step waits for input, {100 * share[1]:.0f} % before"
+            return "input_holds_it", "data_stall", words
+        before = self._usual.get(job.name)
+        grew = parts.only_exchange(job, before) if before is not None else None
+        if grew is not None:
+            return "exchange_is_slower", "congestion", (
+                f"the exchange between its ranks takes {grew[0] * 1e3:.0f} ms longer, their own time "
+                f"{grew[1] * 1e3:.0f} ms: their network, no node"
+            )  # fmt: skip
+        return "slower_than_its_past", "fail_slow", "no single rank is late"
 
 
 def _suspect(job: Job, pace: Pace, late: Late | None) -> Claim:
