@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.stack import environment
 
@@ -200,6 +200,7 @@ def test_the_main_threads_frames_come_out_innermost_first():
     assert hook_evidence.stacks_of(b"") == ([], 0)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000), st.booleans())
 def test_hostile_text_is_bounded_and_clean(raw: bytes, framed: bool) -> None:
     body = b'Thread 0x1 x\n  File "' + raw.replace(b"\0", b"?") + b'", line 1 in \x1b[2J\n' if framed else raw

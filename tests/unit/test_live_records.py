@@ -203,6 +203,7 @@ def test_any_dump_is_condensed_to_what_the_agent_takes(entries, status):
     hook_peer.parse_word(json.dumps(word).encode())
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["group_0", "ops_0", "group_x", "ops_", "stack"]), st.text(max_size=90))
 )
