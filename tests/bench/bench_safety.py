@@ -52,8 +52,8 @@ def state() -> FleetState:
         jobs[f"j{i}"] = JobState(job=f"j{i}", nodes=on, gpus=80, checkpoint="saved")
     past = [hold(i, f"n{i * 20}", f"r{i * 20 // 16}", NOW - i * 120 * SECOND - 1) for i in range(500)]
     fence = Fence(holder="a", generation=1, until_ns=NOW + 29 * SECOND)
-    return FleetState(mode="act", paused="", nodes=nodes, jobs=jobs, past=tuple(past), actionable=(), breaker_ns=0,
-                      others="", fence=fence)  # fmt: skip
+    return FleetState(mode="act", paused="", nodes=nodes, jobs=jobs, past=tuple(past), actionable=(),
+                      breaker_ns=0, others="", fence=fence)  # fmt: skip
 
 
 def ask(number: int, kind: str, name: str) -> Proposal:
