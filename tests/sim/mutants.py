@@ -2,8 +2,8 @@
 
     python tests/sim/mutants.py [--seeds 300] [--from 0]
 
-Prints a table; exits 1 when a mutant lives. The kernel's own files are not touched: each mutant is a copy, tried
-in a forked process that has not imported the kernel yet.
+Prints a table; exits 1 when a mutant lives. The kernel's own files are not touched: each mutant is a copy,
+tried in a forked process that has not imported the kernel yet.
 """
 
 from __future__ import annotations
