@@ -89,7 +89,7 @@ def timed(of: FleetState, count: int) -> list[float]:
 def storm(of: FleetState, seed: int) -> tuple[float, int]:
     """Return seconds of CPU for a storm's proposals, asked one by one as it grows, and how many acted."""
     rng = random.Random(seed)
-    hit = rng.sample(list(of.nodes), FINDINGS)
+    hit = rng.sample([name for name, node in of.nodes.items() if node.hold == "none"], FINDINGS)
     start, acted, tripped = time.process_time(), 0, 0
     of = replace(of, nodes=Inventory(of.nodes))
     for number, name in enumerate(hit):

@@ -113,6 +113,10 @@ class Day(RuleBasedStateMachine):
             self.unknown = lost
         else:
             self.jobs[job] = replace(self.jobs[job], checkpoint=word, dead=yes)
+        self._goes_on(name, "release", yes)
+        if what == 1 and yes:  # the storm passes, its breaker stays
+            self.now += 31 * MINUTE
+            self._goes_on("n3", "release", True)
 
     @rule()
     def people_clear_up(self):
