@@ -119,6 +119,7 @@ class JobState:
 class Past:
     """An action that had, or may have had, an effect. open: it holds still (a node that we hold).
 
+    at_ns: the latest time at which it may have happened, not its verdict's: windows are counted from it.
     case: its proposal's; "" makes it a case of its own. jobs: the running jobs that it ended, as its verdict
     said; None where that is not known: then one is counted for each that had GPUs.
     """

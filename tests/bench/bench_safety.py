@@ -52,8 +52,8 @@ def state() -> FleetState:
         jobs[f"j{i}"] = JobState(job=f"j{i}", nodes=on, gpus=80, checkpoint="saved")
     past = [hold(i, f"n{i * 20}", f"r{i * 20 // 16}", NOW - i * 120 * SECOND - 1) for i in range(500)]
     fence = Fence(holder="a", generation=1, until_ns=NOW + 29 * SECOND)
-    return FleetState(mode="act", paused="", nodes=nodes, jobs=jobs, past=tuple(past), actionable=(), breaker_ns=0,
-                      others="", fence=fence)  # fmt: skip
+    return FleetState(mode="act", paused="", nodes=nodes, jobs=jobs, past=tuple(past), actionable=(),
+                      breaker_ns=0, others="", fence=fence)  # fmt: skip
 
 
 def ask(number: int, kind: str, name: str) -> Proposal:
@@ -89,7 +89,7 @@ def timed(of: FleetState, count: int) -> list[float]:
 def storm(of: FleetState, seed: int) -> tuple[float, int]:
     """Return seconds of CPU for a storm's proposals, asked one by one as it grows, and how many acted."""
     rng = random.Random(seed)
-    hit = rng.sample(list(of.nodes), FINDINGS)
+    hit = rng.sample([name for name, node in of.nodes.items() if node.hold == "none"], FINDINGS)
     start, acted, tripped = time.process_time(), 0, 0
     of = replace(of, nodes=Inventory(of.nodes))
     for number, name in enumerate(hit):

@@ -232,6 +232,8 @@ class Sim:
         self.journal.past.append(intent(world, asked, ends, world.now + collector.clock.off))
         generation = world.lease.believed.get(collector.name, 0)
         world.now += landing(self.rng)
+        landed = world.now + collector.clock.off
+        self.journal.past[-1] = replace(self.journal.past[-1], at_ns=landed)
         if node and asked.kind == "hold" and node.mark == "ours":
             return  # a look shows that it is so
         live = world.live_on(asked.node) if asked.kind in ("reset_gpu", "reboot") else []

@@ -18,8 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 for _folder in ("tests", "protos", "detectors", "collector"):
     sys.path.insert(0, str(ROOT / _folder))
-if "--kernel" in sys.argv[:-1]:
-    sys.path.insert(0, sys.argv[sys.argv.index("--kernel") + 1])
 
 from bench.intervals import upper_bound  # noqa: E402 - the script runs without an install
 from sim.fleet_sim import FLOOR, PATTERNS, Result, run  # noqa: E402
@@ -85,17 +83,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--pattern", choices=PATTERNS, default="")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument(
-        "--stop", action="store_true", help="stop at the first hundred seeds with a broken one"
-    )
-    parser.add_argument("--kernel", help="a source root with another kernel, for mutants")
     given = parser.parse_args()
     start = time.monotonic()
     results: list[Result] = []
     for part in every(given.seeds, given.first, given.pattern, given.workers):
         results += part
-        if given.stop and any(each.wrong for each in part):
-            break
     print("\n".join(table(results)))
     print(f"{len(results)} seeds in {time.monotonic() - start:.0f} s with {given.workers} processes")
     broken = [each for each in results if each.wrong]

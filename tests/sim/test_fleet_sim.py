@@ -49,6 +49,25 @@ def test_a_seed_is_the_same_each_time():
     assert [run(seed) for seed in range(30)] == [run(seed) for seed in range(30)]
 
 
+def test_r9_a_thousand_scenarios_are_judged_alike_in_observe(monkeypatch):
+    seen = []
+
+    def both(state, proposal, now_ns):
+        verdict = AUTHORISE(state, proposal, now_ns)
+        if state.mode in ("observe", "recommend", "act") and isinstance(state.partition_modes, dict):
+            quiet = replace(
+                state, mode="observe", partition_modes=dict.fromkeys(state.partition_modes, "observe")
+            )
+            other = AUTHORISE(quiet, proposal, now_ns)
+            assert other.effect == "none" and replace(other, effect=verdict.effect) == verdict
+            seen.append(verdict.effect)
+        return verdict
+
+    monkeypatch.setattr(fleet_sim, "authorise", both)
+    assert all(not run(seed, steps=6).wrong for seed in range(1000))
+    assert seen.count("act") > 500 and seen.count("none") > 5000
+
+
 def everything(state, proposal, now_ns):
     """A kernel that allows whatever it is asked."""
     verdict = AUTHORISE(state, proposal, now_ns)

@@ -136,6 +136,15 @@ def test_nodes_held_are_counted_for_each_partition_too():
     assert verdict.gate == "budgets" and "in its partition 1 + 1 of 1" in detail(verdict, "budgets")
 
 
+def test_nodes_held_are_counted_over_all_partitions():
+    nodes = {name: replace(each, partition=name) for name, each in fleet(20).items()}
+    assert judge(state(nodes), ask()).allowed
+    verdict = judge(held(state(nodes), "n9"), ask())
+    assert verdict.gate == "budgets" and "nodes held 1 + 1 of 1, in its partition 0 + 1 of 1" in detail(
+        verdict, "budgets"
+    )
+
+
 def test_a_node_that_left_the_inventory_is_held_still():
     gone = past("hold", "n500", 2 * DAY, open=True)
     assert judge(after(state(), gone), ask()).gate == "budgets"
