@@ -1,6 +1,7 @@
 """A collector's executor in a process of its own, to be killed or stopped (tests R2 and R3).
 
-    executor_child.py repair DIRECTORY KILL_AT ACTION   one action; dies by SIGKILL at its KILL_AT-th moment
+    executor_child.py repair DIRECTORY KILL_AT ACTION   one action; dies by SIGKILL at its KILL_AT-th moment,
+                                                        at -1 while the effect is on its way
     executor_child.py lead DIRECTORY SHARED             holds the lease when it can, marks node after node
 
 The moments of `repair` are right before and right after each transition is on disk.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +43,8 @@ class Dying(ActionStore):
     def write(self, written):
         self._at()
         ok = super().write(written)
+        if self.kill_at == -1 and written.state == "issued":
+            threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGKILL)).start()
         self._at()
         return ok
 
