@@ -183,7 +183,7 @@ def test_what_the_answer_tells(tmp_path, statuses, error):
 
 def test_a_receiver_that_is_not_there_is_certain(tmp_path):
     with receiver(tmp_path) as outside:
-        actuator, settings = outside.actuator, outside.settings
+        actuator = outside.actuator
     with pytest.raises(RefusedError, match="no connection"):
         actuator.apply(asked(deadline_s=0.5), fence())
     assert actuator.look(asked()).state == "unknown"
