@@ -1,7 +1,7 @@
 """A collector's executor in a process of its own, to be killed or stopped (tests R2 and R3).
 
-    executor_child.py repair DIRECTORY KILL_AT ACTION DEADLINE_S   one action; dies by SIGKILL at its KILL_AT-th
-                                                                  moment, at -1 while the effect is on its way
+    executor_child.py repair DIRECTORY KILL_AT ACTION S  one action of S seconds; dies by SIGKILL at its
+                                                         KILL_AT-th moment, at -1 while the effect comes
     executor_child.py lead DIRECTORY SHARED     holds the lease when it can, marks node after node
 
 The moments of `repair` are right before and right after each transition is on disk.

@@ -1,4 +1,4 @@
-"""R15: every decision, transition and operator's write is an entry of the journal's chain, under its incident."""
+"""R15: every decision, transition and operator's write is an entry of the chain, under its incident."""
 
 from __future__ import annotations
 
