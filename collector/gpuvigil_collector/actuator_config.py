@@ -32,7 +32,8 @@ class Webhook(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
         if not self.secret_file:
             raise ValueError(f"webhook {self.name}: expected secret_file, got none")
         for key, url in (("url", self.url), ("status_url", self.status_url or self.url)):
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            parts = urlsplit(url)  # .port raises ValueError for one that there cannot be
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError(f"webhook {self.name}: {key}: expected an http(s) address, got {url!r}")
 
 

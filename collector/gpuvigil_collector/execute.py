@@ -188,7 +188,9 @@ class Executor:
         now_s = self._attempt.steady_s()
         if action.state not in ENDED:
             self._watched[action.proposal.id] = _Watched(action, now_s, now_s)
-        elif self._store.fault:
+            return
+        kept = self._store.get(action.proposal.id)
+        if kept is None or kept.state != action.state:
             self._unwritten[action.proposal.id] = action
 
     def _look(self, watched: _Watched) -> None:

@@ -1,7 +1,8 @@
 """A collector's executor in a process of its own, to be killed or stopped (tests R2 and R3).
 
-    executor_child.py repair DIRECTORY KILL_AT ACTION   one action; dies by SIGKILL at its KILL_AT-th moment
-    executor_child.py lead DIRECTORY SHARED             holds the lease when it can, marks node after node
+    executor_child.py repair DIRECTORY KILL_AT ACTION S  one action of S seconds; dies by SIGKILL at its
+                                                         KILL_AT-th moment, at -1 while the effect comes
+    executor_child.py lead DIRECTORY SHARED     holds the lease when it can, marks node after node
 
 The moments of `repair` are right before and right after each transition is on disk.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +43,8 @@ class Dying(ActionStore):
     def write(self, written):
         self._at()
         ok = super().write(written)
+        if self.kill_at == -1 and written.state == "issued":
+            threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGKILL)).start()
         self._at()
         return ok
 
@@ -52,7 +56,7 @@ def scripts(folder: Path) -> CommandActuator:
     return CommandActuator(Command(name="test", kinds=kinds, apply=apply, look=look))
 
 
-def repair(directory: Path, kill_at: int, name: str) -> None:
+def repair(directory: Path, kill_at: int, name: str, deadline_s: float) -> None:
     """Take up what is open and carry out one action; print what became of all, and the moments there were."""
     store = Dying(directory / "state")
     store.kill_at = kill_at
@@ -61,7 +65,7 @@ def repair(directory: Path, kill_at: int, name: str) -> None:
     assert executor.resume()
     while executor._watched:
         executor.step(0.05)
-    executor.submit(action(name, kind="reboot", deadline_s=DEADLINE_S))
+    executor.submit(action(name, kind="reboot", deadline_s=deadline_s))
     while store.get(name).state not in ("done", "failed"):
         executor.step(0.05)
     told = [f"{one.action.proposal.id}:{one.action.state}" for one in executor.results()]
@@ -94,6 +98,6 @@ def lead(directory: Path, shared: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "repair":
-        repair(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        repair(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
     else:
         lead(Path(sys.argv[2]), Path(sys.argv[3]))

@@ -72,9 +72,9 @@ def child(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def repair(world: Outside, kill_at: int, name: str) -> tuple[int, list[str]]:
+def repair(world: Outside, kill_at: int, name: str, deadline_s: float = 1.0) -> tuple[int, list[str]]:
     """Run one `repair` to its end; return its exit status and what it printed."""
-    with child("repair", world.folder, kill_at, name) as process:
+    with child("repair", world.folder, kill_at, name, deadline_s) as process:
         try:
             said, _ = process.communicate(timeout=60)
         finally:
@@ -87,10 +87,11 @@ def killed_then_resumed(folder: Path, moments: tuple[int, ...]) -> list[tuple[st
 
     Each run takes up what was left and then, as the brain would, proposes an action of a new id.
     """
-    world = outside(folder, fenced=False, delay=0.3)
+    slow = -1 in moments  # the effect is to arrive after the next process has begun to look
+    world = outside(folder, fenced=False, delay=4.0 if slow else 0.3)
     names = [f"a{attempt}" for attempt in range(len(moments) + 1)]
     for moment, name in zip((*moments, 0), names, strict=True):
-        status, said = repair(world, moment, name)
+        status, said = repair(world, moment, name, 9.0 if slow else 1.0)
         assert status == (-signal.SIGKILL if moment else 0), f"killed at {moment}: {status} {said}"
     ended = dict(pair.split(":") for pair in said[1:])
     lines = world.log()

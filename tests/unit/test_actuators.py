@@ -129,6 +129,7 @@ def test_a_placeholder_is_a_whole_argument(word):
         '{"command": [{"name": "x", "kinds": [], "apply": ["/bin/true"], "look": ["/bin/true"]}]}',
         '{"command": [{"name": "x", "kinds": ["tickle"], "apply": ["/bin/true"], "look": ["/bin/true"]}]}',
         '{"webhook": [{"name": "x", "kinds": ["hold"], "url": "ftp://h/", "secret_file": "s"}]}',
+        '{"webhook": [{"name": "x", "kinds": ["hold"], "url": "http://h:99999/", "secret_file": "s"}]}',
         '{"webhook": [{"name": "x", "kinds": ["hold"], "url": "http://h/", "secret_file": ""}]}',
         '{"webhook": [{"name": "x", "kinds": ["hold"], "url": "http://h/", "secret_file": "s", "sec": 1}]}',
     ],
@@ -182,13 +183,10 @@ def test_what_the_answer_tells(tmp_path, statuses, error):
 
 def test_a_receiver_that_is_not_there_is_certain(tmp_path):
     with receiver(tmp_path) as outside:
-        actuator, settings = outside.actuator, outside.settings
+        actuator = outside.actuator
     with pytest.raises(RefusedError, match="no connection"):
         actuator.apply(asked(deadline_s=0.5), fence())
     assert actuator.look(asked()).state == "unknown"
-    for bad in ("http://[::1", "http://h:99999/"):
-        with pytest.raises((RefusedError, AmbiguousError)):
-            WebhookActuator(msgspec.structs.replace(settings, url=bad)).apply(asked(deadline_s=0.5), fence())
 
 
 @pytest.mark.parametrize("secret", [None, b"", b"short"])

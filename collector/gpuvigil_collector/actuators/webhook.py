@@ -30,7 +30,6 @@ _ATTEMPT_S: Final = 5.0
 _FIRST_WAIT_S: Final = 0.2
 _ANSWER_MAX: Final = 65_536
 _AGAIN: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
-_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL)
 _SECRET_LEAST: Final = 16
 
 
@@ -68,7 +67,7 @@ class WebhookActuator:
                 return _by_record(action)
             headers = self._headers(b"", known["id"], action.generation)
             url = f"{self._settings.status_url.rstrip('/')}/{known['id']}"
-            answer = asyncio.run(_once("GET", url, b"", headers, _LOOK_S))
+            answer = asyncio.run(_once("GET", url, b"", headers, _LOOK_S, []))
         except (RefusedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return Look(state="unknown", detail=f"{self.name}: {str(error) or type(error).__name__}")
         return self._read(answer)
@@ -83,24 +82,26 @@ class WebhookActuator:
 
     async def _post(self, body: bytes, headers: Mapping[str, str], deadline_s: float) -> str:
         """Send it, again with the same key while nothing or a passing fault answers, until time is up."""
-        end, wait_s, sent, last = time.monotonic() + deadline_s, _FIRST_WAIT_S, False, "no time was left"
+        end, wait_s, last = time.monotonic() + deadline_s, _FIRST_WAIT_S, "no time was left"
+        begun: list[str] = []  # of all attempts: a refusal after one that may have arrived is no certainty
         while (left_s := end - time.monotonic()) > 0:
             try:
-                answer = await _once("POST", self._settings.url, body, headers, min(left_s, _ATTEMPT_S))
-            except _UNSENT as error:
-                last = f"no connection ({error})"
-            except (httpx.HTTPError, TimeoutError) as error:
-                sent, last = True, f"no answer ({str(error) or type(error).__name__})"
+                answer = await _once(
+                    "POST", self._settings.url, body, headers, min(left_s, _ATTEMPT_S), begun
+                )
+            except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+                last = f"no {'answer' if begun else 'connection'} ({str(error) or type(error).__name__})"
             else:
                 last = answer.said()
                 if answer.status // 100 == 2:
                     return f"{self.name}: {last}"
+                if answer.status // 100 != 5:  # it was refused: this attempt had no effect
+                    begun.pop()
                 if answer.status // 100 != 5 and answer.status not in _AGAIN:
                     break
-                sent = sent or answer.status // 100 == 5
             await asyncio.sleep(min(wait_s * random.uniform(0.5, 1.5), max(end - time.monotonic(), 0)))
             wait_s *= 2
-        if sent:
+        if begun:
             raise AmbiguousError(f"{self.name}: {last}")
         raise RefusedError(f"{self.name}: {last}")
 
@@ -159,16 +160,26 @@ def _body(action: Action, fence: Fence, known: Mapping[str, str]) -> bytes:
     )
 
 
-async def _once(method: str, url: str, body: bytes, headers: Mapping[str, str], deadline_s: float) -> _Answer:
+async def _once(
+    method: str, url: str, body: bytes, headers: Mapping[str, str], deadline_s: float, begun: list[str]
+) -> _Answer:
     """One request; the deadline is for all of it, an answer that drips in included.
 
+    Appends to `begun` as soon as the first byte may leave: before, nothing can have arrived.
     Raises httpx.HTTPError or TimeoutError. Follows no redirect and uses no proxy of the environment: the
     effect is asked of the configured address alone.
     """
+
+    async def trace(event: str, _info: object) -> None:  # httpcore's; awaited as it happens
+        if event.endswith("send_request_headers.started"):
+            begun.append(url)
+
     async with (
         asyncio.timeout(deadline_s),
         httpx.AsyncClient(timeout=deadline_s, trust_env=False) as client,
-        client.stream(method, url, content=body, headers=dict(headers)) as response,
+        client.stream(
+            method, url, content=body, headers=dict(headers), extensions={"trace": trace}
+        ) as response,
     ):
         kept = b""
         async for block in response.aiter_raw():
