@@ -174,13 +174,14 @@ async def _wires(site: Site, fires: list) -> None:
         lost = pb.Inventory(gpus=[pb.Gpu(uuid="GPU-0", index=0, model="H100", seen=True)], gpu_source="nvml")
 
         async def sick(number: int) -> None:
-            one = Wire(dial, node=f"wire-{number}", inventory=lost)
-            await one.open()
-            await one.send(event(1, text="NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."))
-            await one.until(lambda wire: wire.durable.get(pb.CLASS_EVENTS), 60)
-            await one.close()
+            async with channel(f"127.0.0.1:{site.grpc}") as own_dial:
+                one = Wire(own_dial, node=f"wire-{number}", inventory=lost)
+                await one.open()
+                await one.send(event(1, text="NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."))
+                await one.until(lambda wire: wire.durable.get(pb.CLASS_EVENTS), 60)
+                await one.close()
 
-        for first in range(0, 130, 10):  # a connection carries only so many streams at once
+        for first in range(0, 130, 10):
             await asyncio.gather(*(sick(number) for number in range(first, first + 10)))
         await asyncio.sleep(5 * STEP_S)
 
