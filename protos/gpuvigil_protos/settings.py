@@ -169,12 +169,15 @@ def _tables(values: dict[str, Any], prefix: str) -> list[str]:
     for key, value in values.items():
         if isinstance(value, msgspec.Struct):
             tables += ["", f"[{prefix}{key}]", *_tables(msgspec.structs.asdict(value), f"{prefix}{key}.")]
+        elif isinstance(value, dict) and any(isinstance(item, msgspec.Struct) for item in value.values()):
+            quoted = {_toml(name): item for name, item in value.items()}
+            tables += _tables(quoted, f"{prefix}{key}.")
         elif value is not None:
             lines.append(f"{key} = {_toml(value)}")
     return lines + tables
 
 
-def _toml(value: object) -> str:
+def _toml(value: object) -> str:  # noqa: PLR0911 - one a type
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Seconds):
@@ -186,6 +189,8 @@ def _toml(value: object) -> str:
         return f'"{value // _SIZE_UNITS[unit]}{unit}"'
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return msgspec.json.encode(_encode_hook(value)).decode()
