@@ -74,7 +74,7 @@ class HelperLink(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     """Where the privileged helper listens, and the files that pause every effect on this node."""
 
     socket: str = "/run/gpuvigil-helper/helper.sock"
-    pause_files: list[str] = list(pause.FILES)
+    pause_files: tuple[str, ...] = pause.FILES
 
 
 class SupervisedJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

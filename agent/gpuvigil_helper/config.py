@@ -21,9 +21,9 @@ REBOOTS_A_DAY: Final = 2
 STOPS_AN_HOUR: Final = 6
 _ARGUMENTS_MAX: Final = 40
 
-Argv = list[str]
+Argv = tuple[str, ...]
 # in a unit of its own: the helper itself has neither the driver's devices nor the rights
-_APART: Final = ["systemd-run", "--wait", "--pipe", "--collect", "--quiet", "--service-type=exec"]
+_APART: Final = ("systemd-run", "--wait", "--pipe", "--collect", "--quiet", "--service-type=exec")
 
 
 class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -37,15 +37,15 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 class Protected(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """What is never interrupted: units by pattern, and paths (patterns) that exist while such a job runs."""
 
-    units: list[str] = []
-    paths: list[str] = []
+    units: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 class Stop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """stop_unit: which units at all, as a regular expression over the whole name; empty: none."""
 
     allow: str = ""
-    command: Argv = ["systemctl", "stop", "--", "{unit}"]
+    command: Argv = ("systemctl", "stop", "--", "{unit}")
     deadline: Seconds = Seconds(120)
 
 
@@ -56,27 +56,27 @@ class Reset(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
     that tell whether NVLink forbids the reset of one GPU alone.
     """
 
-    command: Argv = [*_APART, "nvidia-smi", "--gpu-reset", "-i", "{gpu}"]
-    evidence: Argv = [*_APART, "nvidia-smi", "-q", "-i", "{gpu}"]
-    links: Argv = [*_APART, "nvidia-smi", "nvlink", "--status", "-i", "{gpu}"]
-    capability: Argv = [
+    command: Argv = (*_APART, "nvidia-smi", "--gpu-reset", "-i", "{gpu}")
+    evidence: Argv = (*_APART, "nvidia-smi", "-q", "-i", "{gpu}")
+    links: Argv = (*_APART, "nvidia-smi", "nvlink", "--status", "-i", "{gpu}")
+    capability: Argv = (
         *_APART,
         "nvidia-smi",
         "--query-gpu=compute_cap",
         "--format=csv,noheader",
         "-i",
         "{gpu}",
-    ]
-    fabric_manager: Argv = ["systemctl", "is-active", "nvidia-fabricmanager.service"]
-    let_go: list[str] = ["nvidia-dcgm.service", "dcgm-exporter.service", "nvidia-persistenced.service"]
-    devices: list[str] = ["/dev/nvidia[0-9]*"]
+    )
+    fabric_manager: Argv = ("systemctl", "is-active", "nvidia-fabricmanager.service")
+    let_go: tuple[str, ...] = ("nvidia-dcgm.service", "dcgm-exporter.service", "nvidia-persistenced.service")
+    devices: tuple[str, ...] = ("/dev/nvidia[0-9]*",)
     deadline: Seconds = Seconds(120)
 
 
 class Reboot(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """reboot: the command only starts it."""
 
-    command: Argv = ["systemctl", "reboot"]
+    command: Argv = ("systemctl", "reboot")
     deadline: Seconds = Seconds(30)
 
 
@@ -93,9 +93,9 @@ class HelperConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     agent_user: str = "gpuvigil-agent"
     socket: str = ""
     state_directory: str = "/var/lib/gpuvigil-helper"
-    pause_files: list[str] = list(pause.FILES)
+    pause_files: tuple[str, ...] = pause.FILES
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    systemctl: Argv = ["systemctl"]
+    systemctl: Argv = ("systemctl",)
     limits: Limits = Limits()
     protected: Protected = Protected()
     stop: Stop = Stop()

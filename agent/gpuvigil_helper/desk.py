@@ -114,6 +114,9 @@ class Desk:
         """Use the order up, and then do it or say why not."""
         try:
             self._ledger.take(order)
+        except (SeenError, LedgerError) as error:
+            return self._said("refused", str(error))
+        try:
             if not self._config.act:
                 self._effects.refusals(order)
                 return self._said("would", f"would {_words(order)}; act is off in this node's config")
@@ -121,7 +124,7 @@ class Desk:
             if state != "intended":
                 self._ledger.end(order.nonce, state, outcome)
             return self._said(state, outcome)
-        except (SeenError, RefusedError, LedgerError) as error:
+        except (RefusedError, LedgerError) as error:
             return self._said(self._began(order), str(error))
         except OSError as error:
             return self._said(self._began(order), f"this node's disk or system: {error.strerror}")

@@ -41,7 +41,7 @@ def holders(uuid: str, patterns: Sequence[str], proc: Path = Path("/proc")) -> l
     return [
         Holder(pid=pid, name=_name(proc, pid))
         for pid in _processes(proc)
-        if pid != own and (_has_open(proc / str(pid), wanted) or _has_mapped(proc / str(pid), names))
+        if pid != own and _holds(proc / str(pid), wanted, names)
     ]
 
 
@@ -54,8 +54,15 @@ def _processes(proc: Path) -> Iterator[int]:
     return (int(entry.name) for entry in proc.iterdir() if entry.name.isdigit())
 
 
+def _holds(process: Path, wanted: set[_Identity], names: set[str]) -> bool:
+    """A process that cannot be looked at may hold it, but for init, which some kernels hide from root."""
+    try:
+        return _has_open(process, wanted) or _has_mapped(process, names)
+    except PermissionError:
+        return process.name != "1"
+
+
 def _has_open(process: Path, wanted: set[_Identity]) -> bool:
-    """PermissionError is let through: a process that cannot be looked at may hold it."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for entry in (process / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
