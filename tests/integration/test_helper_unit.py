@@ -1,0 +1,262 @@
+"""The helper's own unit under a real systemd: orders over its socket, real units stopped, a reset by a script."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration.systemd_host import SystemdHost, systemd_host
+from unit.helper_world import GPU, OTHER_GPU, write_keys
+
+from gpuvigil_collector.actuators.helper import Signer
+from gpuvigil_protos.order import Order
+
+HELPER, SOCKET, JOB, DCGM = (
+    "gpuvigil-helper.service",
+    "gpuvigil-helper.socket",
+    "train-a.service",
+    "dcgm.service",
+)
+AGENT_UID = 4711
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+pytestmark = [pytest.mark.needs_systemd, pytest.mark.timeout(300)]
+
+CONFIG = f"""
+act = true
+node = "n1"
+agent_user = "{AGENT_UID}"
+[stop]
+allow = 'train-[a-z]+\\.service'
+[protected]
+units = ["exam-*.service"]
+[reset]
+command = ["systemd-run", "--wait", "--pipe", "--collect", "--quiet", "/opt/lab/reset", "{{gpu}}"]
+evidence = ["systemd-run", "--wait", "--pipe", "--collect", "--quiet", "/opt/lab/evidence", "{{gpu}}"]
+links = ["true"]
+let_go = ["{DCGM}", "dcgm-exporter.service"]
+devices = ["/opt/lab/nvidia0"]
+[reboot]
+command = ["systemd-run", "--collect", "--quiet", "/opt/lab/reboot"]
+"""
+SLEEPER = "[Service]\nExecStart=/bin/sleep 1000\nKillMode=control-group\n{more}"
+FILES = {
+    "etc/systemd/system/" + JOB: SLEEPER.format(more="") + "[Unit]\nConditionPathExists=!/var/lib/gpuvigil-helper/held\n",
+    "etc/systemd/system/exam-1.service": SLEEPER.format(more=""),
+    # it holds the device, as a DCGM host engine holds every GPU
+    "etc/systemd/system/" + DCGM: "[Service]\nExecStart=/bin/sh -c 'exec 9</opt/lab/nvidia0; exec sleep 1000'\n",
+    "opt/lab/nvidia0": "",
+    "opt/lab/reset": '#!/bin/sh\necho "reset $*" >> /opt/lab/did\ntest ! -e /opt/lab/fails\n',
+    "opt/lab/evidence": '#!/bin/sh\necho "evidence $*" >> /opt/lab/did\necho ECC 7\n',
+    "opt/lab/reboot": '#!/bin/sh\necho reboot >> /opt/lab/did\n',
+    "opt/lab/did": "",
+    "opt/lab/say.py": """
+import json, os, socket, sys
+uid, message, lets_go = int(sys.argv[1]), sys.argv[2].encode(), sys.argv[3:] == ["yes"]
+os.setgid(uid); os.setuid(uid)
+link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+link.settimeout(60)
+link.connect("/run/gpuvigil-helper/helper.sock")
+link.send(message)
+while data := link.recv(8192):
+    if b'"ask"' not in data:
+        print(data.decode())
+        break
+    if b"let_go" in data:
+        link.send(b"let go" if lets_go else b"no")
+""",
+}  # fmt: skip
+
+
+class Lab:
+    """A booted host with the helper, and the collector's key outside of it."""
+
+    def __init__(self, host: SystemdHost, signer: Signer) -> None:
+        self.host, self.signer = host, signer
+
+    def signed(self, verb: str, target: str = "", action: str = "") -> str:
+        order = Order(
+            verb=verb, node="n1", target=target, action=action or f"a-{secrets.token_hex(4)}", incident="i-1",  # type: ignore[arg-type]
+            nonce=secrets.token_hex(16), number=self.signer.number(), generation=1,
+            expires_ns=time.time_ns() + 60_000_000_000,
+        )  # fmt: skip
+        text, signature = self.signer.sign(order)
+        return json.dumps({"ask": "order", "order": text, "signature": signature})
+
+    def say(self, message: str, uid: int = AGENT_UID, lets_go: str = "yes") -> dict:
+        done = self.host.run("/usr/bin/python3", "/opt/lab/say.py", str(uid), message, lets_go, timeout_s=90)
+        assert done.stdout or uid != AGENT_UID, done.stderr + self.host.journal(HELPER)
+        return json.loads(done.stdout) if done.stdout else {}
+
+    def give(self, verb: str, target: str = "", action: str = "", **more: str) -> dict:
+        return self.say(self.signed(verb, target, action), **more)
+
+    def look(self, action: str = "", unit: str = "") -> dict:
+        return self.say(json.dumps({"ask": "look", "action": action, "unit": unit}))
+
+    def did(self) -> list[str]:
+        return self.host.run("cat", "/opt/lab/did").stdout.splitlines()
+
+    def active(self, unit: str) -> bool:
+        return self.host.show(unit, "ActiveState") == "active"
+
+    def forget(self) -> None:
+        """Let an hour pass in the helper's ledger, and empty the scripts' own."""
+        text = "import sqlite3; d = sqlite3.connect('/var/lib/gpuvigil-helper/ledger.db'); "
+        text += "d.execute('UPDATE effects SET at_ns = 0, up_ns = -9000000000000000'); d.commit()"
+        assert self.host.run("/usr/bin/python3", "-c", text).returncode == 0
+        self.host.run("sh", "-c", ": > /opt/lab/did")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("helper")
+    write_keys(folder)
+    configs = {"helper.toml": CONFIG, "collector.pub": (folder / "collector.pub").read_text()}
+    with systemd_host(folder, [SOCKET, HELPER], configs, FILES) as host:
+        host.wait(SOCKET, "ActiveState", "active", 60)
+        yield Lab(host, Signer(folder / "collector.key"))
+
+
+def test_it_is_ready_within_its_sandbox(lab: Lab) -> None:
+    seen = lab.look()
+    assert seen["boot_id"] == BOOT_ID.read_text().strip(), (
+        "the kernel's own; nspawn shows another to the rest"
+    )
+    assert (seen["act"], seen["held"], seen["paused"]) == (True, "", "")
+    lab.host.wait(HELPER, "ActiveState", "active", 30)
+
+
+def test_s7_only_the_agents_user_is_heard(lab: Lab) -> None:
+    """Not even root, and not with a sound order."""
+    before = lab.did()
+    message = lab.signed("reset_gpu", GPU)
+    for uid in (0, 65534, AGENT_UID + 1):
+        assert lab.say(message, uid) == {}
+    assert lab.did() == before
+    assert "connection_refused" in lab.host.journal(HELPER)
+
+
+def test_a_real_unit_is_stopped_and_no_other(lab: Lab) -> None:
+    lab.host.run("systemctl", "start", JOB)
+    assert lab.look(unit=JOB)["unit"] == "active"
+    lab.host.run("systemctl", "start", DCGM)
+    assert lab.give("stop_unit", DCGM)["state"] == "refused" and lab.active(DCGM)
+    said = lab.give("stop_unit", JOB, "s1")
+    assert (said["state"], said["outcome"]) == ("done", f"{JOB} is inactive"), said
+    assert not lab.active(JOB) and lab.look("s1", JOB)["effect"] == "done"
+
+
+def test_a_reset_lets_the_holder_go_and_brings_it_back(lab: Lab) -> None:
+    lab.host.run("systemctl", "start", DCGM)
+    lab.host.wait(DCGM, "ActiveState", "active", 10)
+    before = lab.host.show(DCGM, "MainPID")
+    said = lab.give("reset_gpu", GPU, "r1")
+    assert said["state"] == "done", said
+    assert lab.did()[-2:] == [f"evidence {GPU}", f"reset {GPU}"]
+    assert lab.active(DCGM) and lab.host.show(DCGM, "MainPID") != before
+    assert not lab.active("dcgm-exporter.service")
+    kept = lab.host.run("sh", "-c", "cat /var/lib/gpuvigil-helper/evidence/*").stdout
+    assert "ECC 7" in kept and "r1 i-1" in kept
+    assert lab.look("r1")["effect"] == "done"
+    assert "limit of this node" in lab.give("reset_gpu", GPU)["outcome"]
+
+
+def test_everybody_is_back_after_a_reset_that_failed(lab: Lab) -> None:
+    lab.forget()
+    lab.host.run("systemctl", "start", DCGM)
+    lab.host.run("touch", "/opt/lab/fails")
+    said = lab.give("reset_gpu", OTHER_GPU)
+    lab.host.run("rm", "/opt/lab/fails")
+    assert said["state"] == "failed", said
+    assert lab.active(DCGM)
+
+
+def test_no_reset_while_a_process_of_any_user_holds_the_device(lab: Lab) -> None:
+    """Found by /proc within the sandbox: in another user's process and in a private mount namespace."""
+    lab.forget()
+    hold = "exec 9</opt/lab/nvidia0; exec sleep 300"
+    lab.host.run(
+        "systemd-run", "--unit=holder", "-p", "User=nobody", "-p", "PrivateTmp=yes", "sh", "-c", hold
+    )
+    lab.host.wait("holder.service", "ActiveState", "active", 10)
+    lab.host.run("systemctl", "start", DCGM)
+    said = lab.give("reset_gpu", GPU)
+    lab.host.run("systemctl", "stop", "holder.service")
+    assert said["state"] == "refused" and "1 processes hold" in said["outcome"], said
+    assert [line for line in lab.did() if line.startswith("reset")] == []
+    assert lab.active(DCGM), "who let go is back"
+
+
+def test_s8_a_protected_unit_stops_every_interruption(lab: Lab) -> None:
+    lab.forget()
+    lab.host.run("systemctl", "start", "exam-1.service")
+    for verb, target in (("reset_gpu", GPU), ("reboot", ""), ("stop_unit", JOB)):
+        assert lab.give(verb, target)["outcome"] == "a protected job runs: exam-1.service"
+    lab.host.run("systemctl", "stop", "exam-1.service")
+    assert lab.did() == []
+
+
+def test_a_reboot_is_begun_and_pending(lab: Lab) -> None:
+    lab.forget()
+    assert lab.give("reboot", action="b1")["state"] == "intended"
+    time.sleep(0.5)
+    assert lab.did() == ["reboot"] and lab.look("b1")["effect"] == "intended"
+
+
+def test_s6_nonces_outlive_a_killed_helper(lab: Lab) -> None:
+    message = lab.signed("hold")
+    assert lab.say(message)["state"] == "done"
+    lab.host.run("systemctl", "kill", "-s", "KILL", HELPER)
+    assert lab.say(message)["outcome"] == "nonce: this order was seen before"
+    assert int(lab.host.show(HELPER, "NRestarts")) >= 1 or lab.active(HELPER)
+    assert lab.give("unhold")["state"] == "done"
+
+
+def test_a_unit_can_heed_the_hold(lab: Lab) -> None:
+    """ConditionPathExists on the helper's file: a held node starts no such job."""
+    assert lab.give("hold")["state"] == "done"
+    lab.host.run("systemctl", "start", JOB)
+    assert not lab.active(JOB) and lab.look()["held"] == "i-1"
+    assert lab.give("unhold")["state"] == "done"
+    lab.host.run("systemctl", "start", JOB)
+    assert lab.active(JOB)
+
+
+def test_units_let_go_are_started_after_a_helper_killed_in_a_reset(lab: Lab, tmp_path: Path) -> None:
+    """kill -9 while the reset runs: the reset is unknown, and what was let go is back."""
+    lab.forget()
+    lab.host.run("systemctl", "start", DCGM)
+    lab.host.run("sh", "-c", "printf '#!/bin/sh\\ntouch /opt/lab/begun; sleep 8\\n' > /opt/lab/reset")
+    message = lab.signed("reset_gpu", GPU, "k1")
+    lab.host.run(
+        "systemd-run", "--unit=asker", "/usr/bin/python3", "/opt/lab/say.py", str(AGENT_UID), message, "yes"
+    )
+    deadline = time.monotonic() + 30
+    while lab.host.run("test", "-e", "/opt/lab/begun").returncode != 0:
+        assert time.monotonic() < deadline, lab.host.journal("asker")
+        time.sleep(0.1)
+    assert not lab.active(DCGM)
+    lab.host.run("systemctl", "kill", "-s", "KILL", HELPER)
+    lab.host.wait(DCGM, "ActiveState", "active", 30)
+    assert lab.look("k1")["effect"] == "unknown"
+    assert "limit of this node" in lab.give("reset_gpu", GPU)["outcome"]
+
+
+@pytest.mark.parametrize("file", ["/run/gpuvigil/pause", "/etc/gpuvigil/pause"])
+def test_r10_a_pause_file_holds_at_once_and_over_a_restart(lab: Lab, file: str) -> None:
+    lab.forget()
+    lab.host.run("sh", "-c", f"mkdir -p /run/gpuvigil; echo ticket 9 > {file}")
+    assert lab.give("stop_unit", JOB)["outcome"] == f"paused: {file}: ticket 9"
+    lab.host.run("systemctl", "restart", HELPER)
+    assert lab.give("reboot")["outcome"] == f"paused: {file}: ticket 9"
+    lab.host.run("rm", file)
+    assert lab.did() == []
+
+
+def test_stop_is_clean(lab: Lab) -> None:
+    lab.host.run("systemctl", "stop", SOCKET, HELPER, timeout_s=60)
+    assert lab.host.show(HELPER, "Result") == "success"
