@@ -26,6 +26,7 @@ _CONNECTIONS_MAX: Final = 8
 _READ_S: Final = 5.0
 _LET_GO_S: Final = 15.0
 _FIRST_FD: Final = 3
+_DYNAMIC_USERS: Final = "/run/systemd/dynamic-uid/direct:"
 _log = log.get("server")
 
 
@@ -54,7 +55,12 @@ def uid_of(user: str) -> int | None:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
+        pass
+    try:  # where nss-systemd is not installed nobody else knows dynamic users
+        found = os.readlink(_DYNAMIC_USERS + user)
+    except OSError:
         return None
+    return int(found) if found.isascii() and found.isdecimal() else None
 
 
 class Server:

@@ -56,7 +56,8 @@ FILES = {
     "opt/lab/say.py": """
 import json, os, socket, sys
 uid, message, lets_go = int(sys.argv[1]), sys.argv[2].encode(), sys.argv[3:] == ["yes"]
-os.setgid(uid); os.setuid(uid)
+if uid >= 0:
+    os.setgid(uid); os.setuid(uid)
 link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 link.settimeout(60)
 link.connect("/run/gpuvigil-helper/helper.sock")
@@ -138,6 +139,59 @@ def test_s7_only_the_agents_user_is_heard(lab: Lab) -> None:
         assert lab.say(message, uid) == {}
     assert lab.did() == before
     assert "connection_refused" in lab.host.journal(HELPER)
+
+
+def test_s7_the_agents_rights_reach_nothing_else(lab: Lab) -> None:
+    """What a hostile agent could try as its own user, beside orders: files, signals, systemd itself."""
+    pid = lab.host.show(HELPER, "MainPID")
+    tries = [
+        "echo 'act = true' >> /etc/gpuvigil/helper.toml",
+        "echo x > /etc/gpuvigil/collector.pub",
+        "cat /var/lib/gpuvigil-helper/ledger.db",
+        "rm -f /run/gpuvigil-helper/helper.sock && test ! -e /run/gpuvigil-helper/helper.sock",
+        "mv /run/gpuvigil-helper /run/x",
+        f"kill -9 {pid}",
+        f"systemctl stop {HELPER}",
+        f"systemctl stop {DCGM}",
+        "systemctl reboot",
+        "systemd-run --wait /opt/lab/reset x",
+        f"test -r /proc/{pid}/environ",
+    ]
+    lab.host.run("systemctl", "start", DCGM)
+    before = lab.did()
+    for command in tries:
+        user = ["setpriv", f"--reuid={AGENT_UID}", f"--regid={AGENT_UID}", "--clear-groups", "--no-new-privs"]
+        assert lab.host.run(*user, "sh", "-c", command).returncode != 0, command
+    assert lab.host.show(HELPER, "MainPID") == pid and lab.active(DCGM) and lab.did() == before
+
+
+def test_s7_a_captured_order_of_another_node_or_key_is_refused_as_the_agent(lab: Lab) -> None:
+    order = json.loads(lab.signed("reset_gpu", GPU))
+    for changed in (
+        order | {"order": order["order"].replace(GPU, OTHER_GPU)},
+        order | {"order": order["order"].replace('"n1"', '"n2"')},
+        order | {"signature": "00" * 64},
+    ):
+        assert lab.say(json.dumps(changed))["outcome"].startswith("signature: ")
+    assert [line for line in lab.did() if line.startswith("reset")] == []
+
+
+def test_the_agents_dynamic_user_is_known_by_its_name(lab: Lab) -> None:
+    """As the agent's own unit runs: User=gpuvigil-agent, DynamicUser=yes, a number that only systemd knows."""
+    lab.host.run(
+        "sed", "-i", 's/^agent_user = .*/agent_user = "gpuvigil-agent"/', "/etc/gpuvigil/helper.toml"
+    )
+    lab.host.run("systemctl", "restart", HELPER)
+    message = json.dumps({"ask": "look", "action": "", "unit": ""})
+    dynamic = ["systemd-run", "--wait", "--pipe", "-q", "-p", "DynamicUser=yes", "-p", "User=gpuvigil-agent"]
+    try:
+        done = lab.host.run(*dynamic, "/usr/bin/python3", "/opt/lab/say.py", "-1", message)
+        assert '"boot_id"' in done.stdout, done.stderr + lab.host.journal(HELPER)
+        assert lab.say(message, AGENT_UID + 1) == {}
+    finally:
+        back = f's/^agent_user = .*/agent_user = "{AGENT_UID}"/'
+        lab.host.run("sed", "-i", back, "/etc/gpuvigil/helper.toml")
+        lab.host.run("systemctl", "restart", HELPER)
 
 
 def test_a_real_unit_is_stopped_and_no_other(lab: Lab) -> None:

@@ -31,9 +31,18 @@ from gpuvigil_protos.order import Order, OrderError, OrderVerb
 from gpuvigil_protos.settings import ConfigError
 
 _LOOK_S: Final = 10.0
+_LIFETIME_S: Final = orders.LIFETIME_MAX_S - 5  # its clock may be behind ours
+_LEAST_NS: Final = 500_000_000
 _VERBS: Final[dict[Kind, OrderVerb]] = {
     "reset_gpu": "reset_gpu", "reboot": "reboot", "stop_job": "stop_unit"
 }  # fmt: skip
+
+
+class HelperSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """key: the collector's private Ed25519 key, a PEM file. unit: how a job's unit is called, with {job} in it."""
+
+    key: str
+    unit: str = "{job}.service"
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -115,11 +124,15 @@ class HelperActuator:
     def apply(self, action: Action, fence: Fence) -> str:
         """Sign the order and have it carried out. Raises RefusedError, AmbiguousError."""
         proposal = action.proposal
-        seconds = min(proposal.deadline_s, orders.LIFETIME_MAX_S - 1)
+        now_ns = time.time_ns()
+        # an order outlives neither its deadline nor the right to give it: the helper judges by its own clock
+        until_ns = min(fence.until_ns, now_ns + int(min(proposal.deadline_s, _LIFETIME_S) * 1e9))
+        if until_ns - now_ns < _LEAST_NS:
+            raise RefusedError("the right to act ends before the order could be carried out")
         order = Order(
             verb=_VERBS[proposal.kind], node=proposal.node, target=self._target(action), action=proposal.id,
             incident=proposal.incident, nonce=secrets.token_hex(16), number=self._signer.number(),
-            generation=fence.generation, expires_ns=time.time_ns() + int(seconds * 1e9),
+            generation=fence.generation, expires_ns=until_ns,
         )  # fmt: skip
         try:
             text, signature = self._signer.sign(order)

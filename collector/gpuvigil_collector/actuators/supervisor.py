@@ -7,6 +7,7 @@ from others'.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
@@ -24,6 +25,12 @@ from gpuvigil_collector.action import (
 
 _LOOK_S: Final = 10.0
 _OURS: Final = "gpuvigil"
+
+
+class SupervisorSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """jobs: the nodes on which each job may run, best first."""
+
+    jobs: dict[str, tuple[str, ...]] = {}
 
 
 class _Hold(msgspec.Struct, frozen=True):
@@ -87,6 +94,8 @@ class SupervisorActuator:
     def apply(self, action: Action, fence: Fence) -> str:
         """Have the effect. Raises RefusedError, AmbiguousError."""
         proposal = action.proposal
+        if fence.until_ns <= time.time_ns():
+            raise RefusedError("the right to act has ended")
         if proposal.kind == "move_job":
             return self._move(action, fence)
         arguments = {"generation": str(fence.generation)}
@@ -133,6 +142,8 @@ class SupervisorActuator:
             raise RefusedError(before.detail)
         attempt, places = self._places(proposal.job, proposal.node)
         attempt = max(attempt, self._stop_there(action, fence))
+        if fence.until_ns <= time.time_ns():  # a stop may take its grace
+            raise RefusedError("the right to act ended while the job was being stopped; it runs nowhere")
         said = []
         for node in places:
             arguments = {
