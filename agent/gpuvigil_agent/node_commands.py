@@ -79,7 +79,8 @@ class NodeCommands:
             for hold in self._holds.all()[:3]
         ]
         found: dict[str, object] = {
-            "boot_id": kernel_boot_id(), "held": shown, "paused": pause.paused(self._helper.pause_files)[:160],
+            "boot_id": kernel_boot_id(), "held": shown,
+            "paused": pause.paused(self._helper.pause_files)[:160],
             "ours": any(h.incident == arguments.get("incident") and h.by == OURS for h in self._holds.all()),
         }  # fmt: skip
         action, unit = arguments.get("action", ""), arguments.get("unit", "")

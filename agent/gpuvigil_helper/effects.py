@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -45,8 +46,7 @@ class Effects:
 
     def refusals(self, order: Order) -> None:
         """Refuse what must not be: pause, limits, protected jobs, foreign units. Raises RefusedError."""
-        if why := pause.paused(self._config.pause_files):
-            raise RefusedError(f"paused: {why}")
+        self._check_pause()
         if order.verb in _INTERRUPTS:
             self._check_limits(order)
             self._check_protected(order)
@@ -54,15 +54,27 @@ class Effects:
             raise RefusedError(f"target: unit {order.target} is not allowed by stop.allow")
 
     def carry_out(self, order: Order, let_go: LetGo) -> Outcome:
-        """Do it, once, written down before. Raises RefusedError before anything has happened."""
+        """Do it, once, written down before. Raises RefusedError before anything has happened.
+
+        An action that was carried out, or may have been, is not carried out again under a new nonce.
+        """
+        self._check_pause()
+        had = self._ledger.of_action(order.action) if order.verb in _INTERRUPTS else None
+        if had is not None and (had.verb, had.target) == (order.verb, order.target) and had.state != "failed":
+            return had.state, f"this action was carried out before: {had.state} {had.detail}".rstrip()
         self.refusals(order)
         return self._VERBS[order.verb](self, order, let_go)
 
     def _begin(self, order: Order) -> None:
-        """The last look at the pause, then the write-ahead row."""
+        """The last look at pause and clock, then the write-ahead row."""
+        self._check_pause()
+        if order.expires_ns <= time.time_ns():
+            raise RefusedError("expires_ns: it expired while everything was made ready")
+        self._ledger.begin(order)
+
+    def _check_pause(self) -> None:
         if why := pause.paused(self._config.pause_files):
             raise RefusedError(f"paused: {why}")
-        self._ledger.begin(order)
 
     def _check_limits(self, order: Order) -> None:
         limits = self._config.limits
@@ -122,8 +134,7 @@ class Effects:
     def _reset_gpu(self, order: Order, let_go: LetGo) -> Outcome:
         if why := self._reset.forbidden(order.target):
             raise RefusedError(why)
-        if why := pause.paused(self._config.pause_files):
-            raise RefusedError(f"paused: {why}")
+        self._check_pause()
         self._reset.keep_evidence(order)
         try:
             held = self._reset.free(order.target, let_go)

@@ -57,7 +57,7 @@ def uid_of(user: str) -> int | None:
     except KeyError:
         pass
     try:  # where nss-systemd is not installed nobody else knows dynamic users
-        found = os.readlink(_DYNAMIC_USERS + user)
+        found = str(Path(_DYNAMIC_USERS + user).readlink())
     except OSError:
         return None
     return int(found) if found.isascii() and found.isdecimal() else None

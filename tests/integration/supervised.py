@@ -1,4 +1,4 @@
-"""Two real agents under one real ingest, each allowed to run the job `train`, and actuators that reach them."""
+"""Two real agents under one real ingest, each may run the job `train`; actuators reach them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ if len(sys.argv) > 2:
     open(f"{folder}/child-{os.environ['NODE']}", "w").write(str(os.getpid()))
     time.sleep(600)
 subprocess.Popen([sys.executable, __file__, folder, "child"], start_new_session=True)
+attempt = os.environ["GPUVIGIL_GENERATION"] + "/" + os.environ["GPUVIGIL_ATTEMPT"]
 for step in range(10**9):
     with open(f"{folder}/steps", "a") as file:
-        file.write(f"{os.environ['NODE']} {os.environ['GPUVIGIL_GENERATION']}/{os.environ['GPUVIGIL_ATTEMPT']} {step}\\n")
+        file.write(f"{os.environ['NODE']} {attempt} {step}\\n")
     print("step", step, "x" * 200, flush=True)
     time.sleep(0.05)
 """
@@ -139,8 +140,8 @@ def marked(node: str = "") -> list[int]:
 def action(kind: Kind, node: str, name: str = "a1", **more: object) -> Action:
     """An action that the kernel allowed."""
     proposal = Proposal(
-        id=name, case="c1", incident="i-7", fault_class="gpu_lost", playbook="p", step=1, kind=kind, node=node,
-        reason="Xid 79 on gpu2", deadline_s=30, **more,  # type: ignore[arg-type]
+        id=name, case="c1", incident="i-7", fault_class="gpu_lost", playbook="p", step=1, kind=kind,
+        node=node, reason="Xid 79 on gpu2", deadline_s=30, **more,  # type: ignore[arg-type]
     )  # fmt: skip
     return Action(proposal=proposal, state="intended")
 

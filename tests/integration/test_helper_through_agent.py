@@ -1,4 +1,4 @@
-"""A signed order's whole way: actuator, ingest, agent, helper, script, and the look that tells what became of it."""
+"""A signed order's whole way: actuator, ingest, agent, helper, script, and the look afterwards."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ async def test_a_helper_that_only_observes_and_one_that_dies_in_the_middle(tmp_p
         (tmp_path / "helper.log").write_text("")
         found.start()
         applying = asyncio.create_task(found.apply(reset))
-        await until(lambda: found.did.read_text(), "the reset", 20)
+        await until(found.did.read_text, "the reset", 20)
         found.stop()
         with pytest.raises(Exception, match=r"unknown: the helper"):
             await applying

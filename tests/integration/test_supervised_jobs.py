@@ -23,8 +23,8 @@ START = {"job": "train", "action": "a0", "generation": "3", "attempt": "1"}
 async def started(made: Pair, node: str = "n1") -> None:
     found = await made.ask(node, "supervise_start", START)
     assert found.accepted, found
-    await until(lambda: (made.shared / f"child-{node}").exists(), "the job's child", 30)
-    await until(lambda: made.steps(), "steps", 20)
+    await until((made.shared / f"child-{node}").exists, "the job's child", 30)
+    await until(made.steps, "steps", 20)
 
 
 async def test_a_job_is_started_kept_over_a_killed_agent_and_stopped_whole(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ async def until_answered(made: Pair, node: str) -> None:
         try:
             if (await made.ask(node, "boot", {}, 2)).accepted:
                 return
-        except Exception:  # noqa: BLE001, S112 - not yet
+        except Exception:  # noqa: BLE001 - not yet
             continue
     raise AssertionError(f"{node} does not answer")
 
@@ -182,7 +182,8 @@ async def test_r10_a_local_pause_refuses_every_effect_at_once_and_over_a_restart
 
 
 async def test_only_what_the_config_names_can_be_started(tmp_path: Path) -> None:
-    more = '[supervisor.jobs.gone]\ncommand = ["/no/such/program"]\n[supervisor.jobs.who]\ncommand = ["id"]\nuser = "nobody-here"\n'
+    more = '[supervisor.jobs.gone]\ncommand = ["/no/such/program"]\n'
+    more += '[supervisor.jobs.who]\ncommand = ["id"]\nuser = "nobody-here"\n'
     async with pair(tmp_path, more) as made:
         for arguments, why in (
             (START | {"job": "sh"}, "job: expected one of gone, train, who, got sh"),

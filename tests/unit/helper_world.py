@@ -1,4 +1,4 @@
-"""A helper without its socket, for tests: real keys, real ledger, real commands that write down what they did."""
+"""A helper without its socket: real keys, real ledger, real commands that write down what they did."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class World:
                 evidence=(*self.tool("evidence", "echo ECC 7"), "{gpu}"),
                 links=(*self.tool("links", f"cat {self.folder}/links.txt 2>/dev/null || true"), "{gpu}"),
                 capability=(*self.tool("capability", f"cat {self.folder}/capability.txt"), "{gpu}"),
-                fabric_manager=self.tool("fabric", f"test -e {self.folder}/fabric-runs"), let_go=("dcgm.service", "persist.service"),
+                fabric_manager=self.tool("fabric", f"test -e {self.folder}/fabric-runs"),
+                let_go=("dcgm.service", "persist.service"),
                 devices=(str(self.device),),
             ),
             reboot=Reboot(command=self.tool("reboot")),

@@ -39,7 +39,7 @@ _VERBS: Final[dict[Kind, OrderVerb]] = {
 
 
 class HelperSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """key: the collector's private Ed25519 key, a PEM file. unit: how a job's unit is called, with {job} in it."""
+    """key: the private Ed25519 key, a PEM file. unit: how a job's unit is called, with {job} in it."""
 
     key: str
     unit: str = "{job}.service"
