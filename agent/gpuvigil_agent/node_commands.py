@@ -31,7 +31,7 @@ from gpuvigil_protos import pause
 
 _REASON: Final = "bad_command"
 _NUMBER_MAX: Final = (1 << 63) - 1
-_NAME_MAX: Final = 128
+_NAME_MAX: Final = 256
 _SHOWN_MAX: Final = 60
 _Arguments = Mapping[str, str]
 

@@ -23,7 +23,7 @@ _UUID: Final = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _PREFIX: Final = b"gpuvigil helper order 1\n"
 
 OrderVerb = Literal["stop_unit", "reset_gpu", "reboot", "hold", "unhold"]
-_Name = Annotated[str, msgspec.Meta(max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:@+/#=,-]*\Z")]
+_Name = Annotated[str, msgspec.Meta(max_length=256, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:@+/#=,-]*\Z")]
 _Target = Annotated[str, msgspec.Meta(max_length=190, pattern=r"\A([A-Za-z0-9][A-Za-z0-9._:@+-]*)?\Z")]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 

@@ -26,13 +26,13 @@ from gpuvigil_collector.action import (
     Look,
     RefusedError,
 )
+from gpuvigil_collector.actuators.node_names import check_names, within_s
 from gpuvigil_protos import order as orders
 from gpuvigil_protos.order import Order, OrderError, OrderVerb
 from gpuvigil_protos.settings import ConfigError
 
 _LOOK_S: Final = 10.0
 _LIFETIME_S: Final = orders.LIFETIME_MAX_S - 5  # its clock may be behind ours
-_LEAST_NS: Final = 500_000_000
 _VERBS: Final[dict[Kind, OrderVerb]] = {
     "reset_gpu": "reset_gpu", "reboot": "reboot", "stop_job": "stop_unit"
 }  # fmt: skip
@@ -109,6 +109,7 @@ class HelperActuator:
         proposal = action.proposal
         arguments = {"action": proposal.id} | ({"unit": self._target(action)} if proposal.job else {})
         try:
+            check_names(action)
             answer = self._call(proposal.node, "boot", arguments, _LOOK_S)
             found = msgspec.json.decode(answer.outcome, type=_Booted) if answer.accepted else None
         except (RefusedError, AmbiguousError) as error:
@@ -124,11 +125,10 @@ class HelperActuator:
     def apply(self, action: Action, fence: Fence) -> str:
         """Sign the order and have it carried out. Raises RefusedError, AmbiguousError."""
         proposal = action.proposal
-        now_ns = time.time_ns()
+        check_names(action)
         # an order outlives neither its deadline nor the right to give it: the helper judges by its own clock
-        until_ns = min(fence.until_ns, now_ns + int(min(proposal.deadline_s, _LIFETIME_S) * 1e9))
-        if until_ns - now_ns < _LEAST_NS:
-            raise RefusedError("the right to act ends before the order could be carried out")
+        seconds = min(within_s(fence, proposal.deadline_s), _LIFETIME_S)
+        until_ns = time.time_ns() + int(seconds * 1e9)
         order = Order(
             verb=_VERBS[proposal.kind], node=proposal.node, target=self._target(action), action=proposal.id,
             incident=proposal.incident, nonce=secrets.token_hex(16), number=self._signer.number(),

@@ -7,7 +7,6 @@ from others'.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
@@ -22,6 +21,7 @@ from gpuvigil_collector.action import (
     Look,
     RefusedError,
 )
+from gpuvigil_collector.actuators.node_names import check_names, within_s
 
 _LOOK_S: Final = 10.0
 _OURS: Final = "gpuvigil"
@@ -80,6 +80,7 @@ class SupervisorActuator:
         """Ask the nodes; what does not answer is unknown."""
         proposal = action.proposal
         try:
+            check_names(action)
             if proposal.kind in ("hold", "release"):
                 return _judge_hold(action, self._node(proposal.node, proposal.incident))
             if proposal.kind == "stop_job":
@@ -94,22 +95,22 @@ class SupervisorActuator:
     def apply(self, action: Action, fence: Fence) -> str:
         """Have the effect. Raises RefusedError, AmbiguousError."""
         proposal = action.proposal
-        if fence.until_ns <= time.time_ns():
-            raise RefusedError("the right to act has ended")
+        check_names(action)
+        seconds = within_s(fence, proposal.deadline_s)
         if proposal.kind == "move_job":
             return self._move(action, fence)
         arguments = {"generation": str(fence.generation)}
         if proposal.kind == "stop_job":
             arguments |= {"job": proposal.job}
-            return self._do(proposal.node, "supervise_stop", arguments, proposal.deadline_s)
+            return self._do(proposal.node, "supervise_stop", arguments, seconds)
         found = self._node(proposal.node, proposal.incident)
         if not found.ours and found.held and found.held[0].by != _OURS:
             raise RefusedError(f"{proposal.node} is held by {found.held[0].by}: {found.held[0].reason[:100]}")
         arguments |= {"incident": proposal.incident, "action": proposal.id}
         if proposal.kind == "release":
-            return self._do(proposal.node, "unhold", arguments, proposal.deadline_s)
+            return self._do(proposal.node, "unhold", arguments, seconds)
         arguments["reason"] = f"{_OURS}: {proposal.reason}"[:200]
-        return self._do(proposal.node, "hold", arguments, proposal.deadline_s)
+        return self._do(proposal.node, "hold", arguments, seconds)
 
     # --- a job that moves
     def _look_moved(self, action: Action) -> Look:
@@ -142,8 +143,6 @@ class SupervisorActuator:
             raise RefusedError(before.detail)
         attempt, places = self._places(proposal.job, proposal.node)
         attempt = max(attempt, self._stop_there(action, fence))
-        if fence.until_ns <= time.time_ns():  # a stop may take its grace
-            raise RefusedError("the right to act ended while the job was being stopped; it runs nowhere")
         said = []
         for node in places:
             arguments = {
@@ -151,7 +150,8 @@ class SupervisorActuator:
                 "attempt": str(attempt + 1),
             }  # fmt: skip
             try:
-                return f"{node}: {self._do(node, 'supervise_start', arguments, proposal.deadline_s)}"
+                seconds = within_s(fence, proposal.deadline_s)  # again: the stop may have taken its grace
+                return f"{node}: {self._do(node, 'supervise_start', arguments, seconds)}"
             except RefusedError as error:
                 said.append(f"{node}: {error}")
         raise RefusedError(f"{proposal.job} was stopped and no node takes it: {'; '.join(said)[:300]}")
@@ -195,7 +195,7 @@ class SupervisorActuator:
             ) from None
         if found.lives:
             arguments = {"job": proposal.job, "generation": str(fence.generation)}
-            self._do(proposal.node, "supervise_stop", arguments, proposal.deadline_s)
+            self._do(proposal.node, "supervise_stop", arguments, within_s(fence, proposal.deadline_s))
         return found.attempt
 
     # --- words with an agent
