@@ -47,9 +47,10 @@ class Agent:
         self.driver = DriverClient(config, self._on_event, node)
         self.hook = HookIntake(config.hook, self._on_event, self._has_gpu)
         self.collect = Collect(self.driver, HostRunner(sources.host_samplers(config, node)), self.hook)
+        self.effects = NodeCommands(config, self._let_go)
         self.stream = Stream(
             config, node, self.spool, self._inventory, self.collect.batch.dictionary,
-            self._set_flush_interval, Commands(self.hook, self._node_commands()).answer,
+            self._set_flush_interval, Commands(self.hook, self.effects).answer,
         )  # fmt: skip
         self.events = Events(self.spool, self.stream)
         self.kernel = KernelReader(config, node, self._gpu_by_pci, self._on_event)
@@ -161,9 +162,6 @@ class Agent:
     def _gpu_by_pci(self, pci: str) -> str | None:
         return sources.uuid_at(self.driver.gpus, pci)
 
-    def _node_commands(self) -> NodeCommands:
-        return NodeCommands(self.config, self._let_go)
-
     def _let_go(self, go: bool) -> bool:
         """Let go of the GPUs for a reset, or take them again. Called from a worker's thread."""
         if self._loop is None:
@@ -203,6 +201,7 @@ class Agent:
         ]
         if self.hook.ranks:
             parts.append(f"{len(self.hook.ranks)} training ranks")
+        parts += self.effects.notes()
         if self.spool.state != "ok":
             parts.append(f"spool {self.spool.state}")
         if self.kernel.up is False:

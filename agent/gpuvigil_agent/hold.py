@@ -15,6 +15,7 @@ from gpuvigil.checkpoints import write_durably
 
 OURS: Final = "gpuvigil"
 _HOLDS_MAX: Final = 50
+_UNREADABLE: Final = "?"  # such a file is left as it is
 
 
 class StaleError(Exception):
@@ -51,7 +52,7 @@ class Holds:
         found = self._read()
         if generation < found.generation:
             raise StaleError(f"generation: expected {found.generation} or newer, got {generation}")
-        if generation > found.generation:
+        if generation > found.generation and _UNREADABLE not in (hold.incident for hold in found.holds):
             self._write(_File(holds=found.holds, generation=generation))
 
     def put(self, hold: Hold) -> None:
@@ -76,7 +77,7 @@ class Holds:
             return _File()
         except (OSError, msgspec.DecodeError):
             return _File(
-                holds=[Hold(incident="?", by="a person", reason=f"{self._path.name} cannot be read")]
+                holds=[Hold(incident=_UNREADABLE, by="a person", reason=f"{self._path.name} cannot be read")]
             )
 
     def _write(self, file: _File) -> None:

@@ -73,6 +73,13 @@ class NodeCommands:
         except OSError as error:
             raise Refused(_REASON, f"this node's disk or system: {error.strerror or error}") from None
 
+    def notes(self) -> list[str]:
+        """Return what keeps this node from new work or from every effect, for the status line."""
+        found = [f"held for {hold.incident} ({hold.by})" for hold in self._holds.all()[:1]]
+        if why := pause.paused(self._helper.pause_files):
+            found.append(f"paused: {why}")
+        return [clean(note, 120) for note in found]
+
     def _boot(self, arguments: _Arguments) -> str:
         shown = [
             {"incident": hold.incident[:_SHOWN_MAX], "by": hold.by[:20], "reason": hold.reason[:_SHOWN_MAX]}

@@ -52,7 +52,7 @@ def check(text: bytes, signature: str, key: Ed25519PublicKey, node: str, now_ns:
         raise ForgedError(f"node: expected {node}, got {found.node}")
     left_s = (found.expires_ns - now_ns) / 1e9
     if left_s <= 0:
-        raise ForgedError(f"expires_ns: it expired {-left_s:.1f} s ago")
+        raise ForgedError(f"expires_ns: {-left_s:.1f} s late")
     if left_s > orders.LIFETIME_MAX_S:
         raise ForgedError(f"expires_ns: expected within {orders.LIFETIME_MAX_S:.0f} s, got {left_s:.0f} s")
     return found

@@ -66,7 +66,7 @@ def action(kind: Kind, before: str = "", **more: str) -> Action:
     job = "train" if kind in ("stop_job", "move_job") else ""
     values = {"node": "n1", "gpu": GPU if kind == "reset_gpu" else "", "job": job, "incident": "i-1"} | more
     proposal = Proposal(
-        id="c/1/1", case="c", fault_class="f", playbook="p", step=1, kind=kind, reason="r", **values
+        id="c:1:1", case="c", fault_class="f", playbook="p", step=1, kind=kind, reason="r", **values
     )
     return Action(proposal=proposal, state="intended", before=before)
 

@@ -14,7 +14,7 @@ _NAMES: Final = {
     "gpu": re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}"),
     "job": re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}"),
     "incident": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"),
-    "id": re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/#=,-]{0,255}"),
+    "id": re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,255}"),
 }
 _SHARE: Final = 0.49  # an effect is over well before somebody else may act
 _LEAST_S: Final = 0.25
