@@ -106,6 +106,8 @@ class Supervisor:
     ) -> None:  # fmt: skip
         self._command, self._environment, self._directory = command, environment, directory
         self._attempts, self._backoff_s = attempts, backoff_s
+        outer = environment.get("GPUVIGIL_ATTEMPT", "")  # a supervisor that moved the job counts on
+        self._first = int(outer) if outer.isdigit() else 0
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._stopping = False
         self._restart = threading.Event()
@@ -142,7 +144,7 @@ class Supervisor:
     def _once(self, attempt: int) -> int:
         """Run the command once; its process group goes with it."""
         environment = dict(self._environment)
-        environment["GPUVIGIL_ATTEMPT"] = str(attempt)
+        environment["GPUVIGIL_ATTEMPT"] = str(self._first + attempt)
         if attempt:
             self._say("attempt %d, from step %d" % (attempt + 1, self._newest()))
         try:

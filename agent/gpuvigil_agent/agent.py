@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from gpuvigil_agent import commands, metrics, sources
+from gpuvigil_agent import metrics, sources
 from gpuvigil_agent.collect import Collect
+from gpuvigil_agent.commands import Commands
 from gpuvigil_agent.config import AgentConfig
 from gpuvigil_agent.driver_client import DriverClient
 from gpuvigil_agent.event import AgentEvent
@@ -19,6 +20,7 @@ from gpuvigil_agent.identity import kernel_boot_id, phase_s
 from gpuvigil_agent.kernel_reader import KernelReader
 from gpuvigil_agent.ledger import METRICS
 from gpuvigil_agent.metrics_server import MetricsServer
+from gpuvigil_agent.node_commands import NodeCommands
 from gpuvigil_agent.notify import Notify
 from gpuvigil_agent.schedule import Beat, sleep_until_due
 from gpuvigil_agent.simulated_jobs import SimulatedJobs
@@ -29,6 +31,8 @@ from gpuvigil_protos import entity, log
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 _DRAIN_S: Final = 1.0
+_LET_GO_S: Final = 300.0  # a reset takes seconds; nobody's crash shall blind us for longer
+_LET_GO_WAIT_S: Final = 10.0
 _STATUS_TICKS: Final = 5
 _QUIET: Final = frozenset({"xid", "sxid", "kernel", "collectives"})  # the kernel's own log has these
 _log = log.get("agent")
@@ -44,9 +48,10 @@ class Agent:
         self.driver = DriverClient(config, self._on_event, node)
         self.hook = HookIntake(config.hook, self._on_event, self._has_gpu)
         self.collect = Collect(self.driver, HostRunner(sources.host_samplers(config, node)), self.hook)
+        self.effects = NodeCommands(config, self._let_go)
         self.stream = Stream(
             config, node, self.spool, self._inventory, self.collect.batch.dictionary,
-            self._set_flush_interval, lambda command: commands.answer(command, self.hook),
+            self._set_flush_interval, Commands(self.hook, self.effects).answer,
         )  # fmt: skip
         self.events = Events(self.spool, self.stream)
         self.kernel = KernelReader(config, node, self._gpu_by_pci, self._on_event)
@@ -63,6 +68,7 @@ class Agent:
         self._saved_version = (0, "")
         self._spool_state = "ok"
         self._notify = Notify()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
         """Take what may be refused or may hang, port and disk. Raises SpoolError and ConfigError."""
@@ -72,6 +78,7 @@ class Agent:
 
     async def run(self) -> None:
         """Start every part, tick until `stop`, end every part."""
+        self._loop = asyncio.get_running_loop()
         await self.driver.start()
         link = asyncio.ensure_future(self.stream.run())
         self.kernel.start()
@@ -158,6 +165,17 @@ class Agent:
     def _gpu_by_pci(self, pci: str) -> str | None:
         return sources.uuid_at(self.driver.gpus, pci)
 
+    def _let_go(self, go: bool) -> bool:
+        """Let go of the GPUs for a reset, or take them again. Called from a worker's thread."""
+        if self._loop is None:
+            return False
+        if not go:
+            self._loop.call_soon_threadsafe(self.driver.take)
+            return True
+        return asyncio.run_coroutine_threadsafe(self.driver.release(_LET_GO_S), self._loop).result(
+            _LET_GO_WAIT_S
+        )
+
     def _set_flush_interval(self, seconds: float) -> None:
         _log.info("flush_interval_set", seconds=seconds)
         self._flush_interval_s = seconds
@@ -186,6 +204,7 @@ class Agent:
         ]
         if self.hook.ranks:
             parts.append(f"{len(self.hook.ranks)} training ranks")
+        parts += self.effects.notes()
         if self.spool.state != "ok":
             parts.append(f"spool {self.spool.state}")
         if self.kernel.up is False:

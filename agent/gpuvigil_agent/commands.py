@@ -3,49 +3,70 @@
 save      job, number   ask the job's ranks on this node for a checkpoint, those whose owner has opted in
 restart   job           ask the job's launcher on this node (`gpuvigil run`) to begin it anew
 evidence  job, number   gather stacks and torch's records from the job's ranks on this node
+The verbs of node_commands.py may take long; they run beside the loop, one at a time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
 
 from gpuvigil_agent.hook_intake import HookIntake
 from gpuvigil_agent.hook_peer import Refused
+from gpuvigil_agent.node_commands import NodeCommands
 from gpuvigil_agent.wire import clean
 from gpuvigil_protos import log
 from gpuvigil_protos.entity import is_valid_job
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
+OUTCOME_MAX: Final = 500
 _NUMBER_MAX: Final = 1 << 62
 _REASON: Final = "bad_command"
 _log = log.get("commands")
 
 
-def answer(command: pb.Command, hook: HookIntake) -> pb.CommandResult:
-    """Carry a command out, or say why not."""
-    verb = clean(command.verb, 40)
-    try:
-        if verb not in _VERBS:
+class Commands:
+    """Answers commands, on the agent's loop."""
+
+    def __init__(self, hook: HookIntake, node: NodeCommands) -> None:
+        self._hook, self._node = hook, node
+
+    async def answer(self, command: pb.Command) -> pb.CommandResult:
+        """Carry a command out, or say why not."""
+        verb = clean(command.verb, 40)
+        try:
+            outcome = await self._do(verb, command)
+        except Refused as refused:
+            _log.warning("command_refused", verb=verb, reason=str(refused))
+            outcome = str(refused)[:OUTCOME_MAX]
+            return pb.CommandResult(id=command.id[:100], accepted=False, outcome=outcome)
+        _log.info("command_done", verb=verb, outcome=outcome)
+        return pb.CommandResult(id=command.id[:100], accepted=True, outcome=outcome[:OUTCOME_MAX])
+
+    async def _do(self, verb: str, command: pb.Command) -> str:
+        if verb in _VERBS:
+            _check(command)
+            _check_job(command)
+            return _VERBS[verb](command, self._hook)
+        if verb not in self._node.verbs:
             raise Refused(_REASON, f"unknown verb {verb!r}")
         _check(command)
-        outcome = _VERBS[verb](command, hook)
-    except Refused as refused:
-        _log.warning("command_refused", verb=verb, reason=str(refused))
-        return pb.CommandResult(id=command.id[:100], accepted=False, outcome=str(refused))
-    _log.info("command_done", verb=verb, outcome=outcome)
-    return pb.CommandResult(id=command.id[:100], accepted=True, outcome=outcome)
+        return await asyncio.to_thread(self._node.do, verb, dict(command.arguments), command.deadline_ns)
 
 
 def _check(command: pb.Command) -> None:
     """Check what every command has. Raises Refused."""
-    if not is_valid_job(command.arguments.get("job", "")):
-        raise Refused(_REASON, "job: expected letters, digits and ._:+-")
     if not (command.id.isascii() and command.id.isalnum() and len(command.id) <= 32):
         raise Refused(_REASON, "id: expected at most 32 letters and digits")
     if command.deadline_ns <= time.time_ns():
         raise Refused(_REASON, "deadline_ns: it has passed")
+
+
+def _check_job(command: pb.Command) -> None:
+    if not is_valid_job(command.arguments.get("job", "")):
+        raise Refused(_REASON, "job: expected letters, digits and ._:+-")
 
 
 def _restart(command: pb.Command, hook: HookIntake) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from gpuvigil_protos import pause
 from gpuvigil_protos.settings import Bytes, Seconds, Tls
 
 _Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -80,6 +81,36 @@ class Simulate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=
     truth_file: str = ""
 
 
+class HelperLink(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Where the privileged helper listens, and the files that pause every effect on this node."""
+
+    socket: str = "/run/gpuvigil-helper/helper.sock"
+    pause_files: tuple[str, ...] = pause.FILES
+
+
+class SupervisedJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A job that the agent may run itself: fixed words, user ("": the agent's own), folder and environment.
+
+    checkpoints: where its Saver writes; then it is started anew when it fails (`gpuvigil run`). grace:
+    between SIGTERM and SIGKILL.
+    """
+
+    command: Annotated[list[str], msgspec.Meta(min_length=1, max_length=200)]
+    user: str = ""
+    directory: str = "/"
+    environment: dict[str, str] = {}
+    checkpoints: str = ""
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    grace: Seconds = Seconds(30)
+    log_max: Bytes = Bytes(16 << 20)
+
+
+class SupervisorTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The jobs that may run here, by name. Nothing else can be started."""
+
+    jobs: dict[str, SupervisedJob] = {}
+
+
 class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The whole file. node empty means the host name; with TLS the certificate's name wins."""
 
@@ -95,3 +126,5 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
     validation: Validation = Validation()
     tls: Tls = Tls()
     simulate: Simulate = Simulate()
+    helper: HelperLink = HelperLink()
+    supervisor: SupervisorTable = SupervisorTable()

@@ -12,6 +12,7 @@ import msgspec
 
 from gpuvigil_agent.config import AgentConfig
 from gpuvigil_protos import settings
+from gpuvigil_protos.entity import is_valid_job
 from gpuvigil_protos.settings import ConfigError
 
 DEFAULT: Final = Path("/etc/gpuvigil/agent.toml")
@@ -20,6 +21,7 @@ LIVE_KEYS: Final = frozenset({"log_level", "collector", "tls", "host"})
 
 _TEXT_MAX: Final = 4096  # the longest path
 _SPOOL_MIN, _SPOOL_MAX = 1 << 20, 1 << 50
+_LOG_MIN, _LOG_MAX = 4 << 10, 1 << 30
 _LABEL: Final = r"[A-Za-z0-9_-]{1,63}"
 _ADDRESS: Final = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL}){{0,9}}|\[[0-9A-Fa-f:.%]{{2,45}}\]):([0-9]{{1,5}})\Z"
@@ -72,6 +74,28 @@ def check_values(config: AgentConfig, origin: str) -> None:
     for point in config.host.filesystems:
         if not point.startswith("/"):
             raise ConfigError(f"{origin}: host.filesystems: expected absolute paths, got {point!r}")
+    _check_jobs(config, origin)
+
+
+def _check_jobs(config: AgentConfig, origin: str) -> None:
+    for name, job in config.supervisor.jobs.items():
+        where = f"{origin}: supervisor.jobs.{name[:64]!r}"
+        if not is_valid_job(name):
+            raise ConfigError(f"{where}: expected a job's name: letters, digits and ._:+-")
+        texts = [*job.command, *job.environment, *job.environment.values(), job.directory, job.checkpoints]
+        if any("\0" in text or len(text) > _TEXT_MAX for text in texts):
+            raise ConfigError(f"{where}: expected texts of at most {_TEXT_MAX} characters, no zero bytes")
+        for key in job.environment:
+            if not key.isidentifier():
+                raise ConfigError(
+                    f"{where}: environment: expected names such as MASTER_PORT, got {key[:64]!r}"
+                )
+        if not job.directory.startswith("/"):
+            raise ConfigError(f"{where}: directory: expected an absolute path, got {job.directory!r}")
+        if not 0 <= job.grace <= 600:
+            raise ConfigError(f"{where}: grace: expected 0s to 600s, got {job.grace:g}s")
+        if not _LOG_MIN <= job.log_max <= _LOG_MAX:
+            raise ConfigError(f"{where}: log_max: expected 4KiB to 1GiB, got {job.log_max}B")
 
 
 def _texts(table: msgspec.Struct, prefix: str) -> Iterator[tuple[str, str]]:

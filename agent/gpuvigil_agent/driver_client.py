@@ -63,6 +63,7 @@ class DriverClient:
         self._start_at, self._restarted_at = 0.0, float("-inf")
         self._absent = ""
         self._calls_before = 0
+        self._let_go = False
         self.driver_version = ""
         self.counters = dict.fromkeys(_COUNTERS, 0)
 
@@ -84,6 +85,8 @@ class DriverClient:
         """Return one sentence for people; empty when all is well."""
         if self._config.source == "none":
             return "GPU readings are off (gpu.source)"
+        if self._let_go:
+            return "the GPUs are let go for a reset"
         if self._child is None and self._all_hang:
             return (
                 f"driver stuck: {len(self._abandoned)} driver processes hang in the kernel; a new one starts "
@@ -146,6 +149,19 @@ class DriverClient:
             child.abandon()
             with contextlib.suppress(TimeoutError):  # in D state: the kernel keeps it, we do not
                 await asyncio.wait_for(child.ended.wait(), _STOP_S / 2)
+
+    async def release(self, seconds: float) -> bool:
+        """Let go of every GPU until `take`, for `seconds` at most; False when one of ours hangs on."""
+        self._let_go, self._start_at = True, time.monotonic() + seconds
+        child = self._child
+        await self.stop()
+        self._forget_child()
+        return not self._abandoned and (child is None or child.ended.is_set())
+
+    def take(self) -> None:
+        """Open the GPUs again."""
+        if self._let_go:
+            self._let_go, self._start_at = False, 0.0
 
     # --- one tick
     async def _ask(self, tick_ns: int) -> list[Sample]:
@@ -251,6 +267,7 @@ class DriverClient:
         if self._child is not None and self._missed >= TRIES and now - self._heard_at >= TRIES:
             self._replace(now - self._heard_at)
         if self._child is None and now >= self._start_at and not self._all_hang:
+            self._let_go = False
             await self._start_child()
         if self._settled and (found := await self._probe.step(self._report.lost, now)) is not None:
             self._promote(*found)

@@ -27,6 +27,7 @@ QUEUE_MAX: Final = 256
 WELCOME_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 20.0
 ACK_TIMEOUT_S: Final = 30.0
+_COMMANDS_MAX: Final = 32
 _GAPS_PER_MESSAGE: Final = 50
 _FLUSH_MIN_S, _FLUSH_MAX_S = 1.0, 60.0
 _log = log.get("stream")
@@ -53,6 +54,7 @@ class Session:
         self._forgotten: list[Gap] = []  # told in this session alone: the next Welcome says anew
         self._unanswered_since_s = 0.0
         self._overflowed = False
+        self._commands: set[asyncio.Task[None]] = set()
 
     # --- what the agent hands over
 
@@ -200,7 +202,20 @@ class Session:
             )
         elif kind == "command":
             self.stream.counters["commands"] += 1
-            await self.write(call, pb.StreamRequest(command_result=self.stream.answer(answer.command)))
+            self._begin_command(call, answer.command)
+
+    def _begin_command(self, call: Call, command: pb.Command) -> None:
+        """Answer beside the stream: a command that takes long delays no ack."""
+        if len(self._commands) >= _COMMANDS_MAX:
+            raise SessionEndedError(f"more than {_COMMANDS_MAX} commands wait for their answers")
+        task = asyncio.ensure_future(self._command(call, command))
+        self._commands.add(task)
+        task.add_done_callback(self._commands.discard)
+
+    async def _command(self, call: Call, command: pb.Command) -> None:
+        result = await self.stream.answer(command)
+        if self.live:  # else the collector has to look, as after every lost answer
+            self._enqueue(pb.StreamRequest(command_result=result))
 
     def bury(self, boot_id: str, number: int, sequence: int, reason: str) -> None:
         """Move one message to the dead letters."""

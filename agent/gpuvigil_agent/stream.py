@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import grpc
@@ -51,7 +51,7 @@ class Stream:
         inventory: Callable[[], pb.Inventory],
         dictionary: Callable[[], pb.Dictionary],
         on_setting: Callable[[float], None],
-        answer: Callable[[pb.Command], pb.CommandResult],
+        answer: Callable[[pb.Command], Awaitable[pb.CommandResult]],
     ) -> None:
         self.config, self.node, self.spool = config, node, spool
         self.inventory, self.dictionary, self.on_setting = inventory, dictionary, on_setting

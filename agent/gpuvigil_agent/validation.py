@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from gpuvigil_agent.config import AgentConfig
 from gpuvigil_agent.kernel_grammar import clean
-from gpuvigil_protos import log
+from gpuvigil_protos import log, settings
 
 _OUTPUT_MAX: Final = 64 << 10
 _log = log.get("validation")
@@ -28,11 +30,11 @@ class _Report(msgspec.Struct):
 
 
 class Validation:
-    """Begin and look; both answer at once. argv: the command, with the config that the agent runs with."""
+    """Begin and look; both answer at once. The process gets the agent's own config, in a file."""
 
-    def __init__(self, config_arguments: list[str], timeout_s: float) -> None:
-        self._argv = [sys.executable, "-P", "-m", "gpuvigil_agent", "validate", *config_arguments]
-        self._timeout_s = timeout_s
+    def __init__(self, config: AgentConfig, state: Path) -> None:
+        self._config, self._file = config, state / "validation.toml"
+        self._timeout_s = float(config.validation.timeout)
         self._states: dict[str, str] = {}
         self._running = ""
         self._lock = threading.Lock()
@@ -64,8 +66,10 @@ class Validation:
             self._states[name], self._running = state, ""
 
     def _once(self) -> str:
+        self._file.write_text(settings.effective(self._config), encoding="utf-8")
+        argv = [sys.executable, "-P", "-m", "gpuvigil_agent", "validate", "--config", str(self._file)]
         process = subprocess.Popen(
-            self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
         try:

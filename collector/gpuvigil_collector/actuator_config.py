@@ -64,11 +64,24 @@ class Command(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
                     )
 
 
+class Helper(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """key: the private Ed25519 key, a PEM file. unit: how a job's unit is called, with {job} in it."""
+
+    key: str
+    unit: str = "{job}.service"
+
+
 class ActuatorSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """What the operator brings himself; the first that has an action's kind is taken."""
+    """Programs of the operator's own, the agents, the helper; the first that has an action's kind is taken.
+
+    supervised: job -> the nodes on which its agents may run it, best first. helper: how orders to the
+    nodes' privileged helpers are signed, none without it.
+    """
 
     webhook: tuple[Webhook, ...] = ()
     command: tuple[Command, ...] = ()
+    supervised: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    helper: Helper | None = None
 
 
 def _named(name: str, kinds: tuple[Kind, ...]) -> None:

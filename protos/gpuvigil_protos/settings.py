@@ -177,6 +177,9 @@ def _tables(values: dict[str, Any], prefix: str) -> list[str]:
     for key, value in values.items():
         if isinstance(value, msgspec.Struct):
             tables += ["", f"[{prefix}{key}]", *_tables(msgspec.structs.asdict(value), f"{prefix}{key}.")]
+        elif isinstance(value, dict) and any(isinstance(item, msgspec.Struct) for item in value.values()):
+            quoted = {_toml(name): item for name, item in value.items()}
+            tables += _tables(quoted, f"{prefix}{key}.")
         elif value is not None:
             lines.append(f"{key} = {_toml(value)}")
     return lines + tables

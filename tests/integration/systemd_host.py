@@ -69,7 +69,7 @@ def _wrapper(module: str) -> str:
     return f"#!/bin/sh\n{words}\n"
 
 
-def _furnish(root: Path, units: list[str], configs: dict[str, str]) -> None:
+def _furnish(root: Path, units: list[str], configs: dict[str, str], files: dict[str, str]) -> None:
     """Put units, wrappers and configs into the host's root."""
     system = root / "etc/systemd/system"
     for name in QUIET_UNITS:
@@ -82,13 +82,17 @@ def _furnish(root: Path, units: list[str], configs: dict[str, str]) -> None:
     (root / "etc/machine-id").touch()
     for folder in ("bin", "python", "site", "src"):
         (root / "opt/gpuvigil" / folder).mkdir(parents=True, exist_ok=True)
-    for name in ("agent", "collector"):
+    for name in ("agent", "collector", "helper"):
         script = root / f"opt/gpuvigil/bin/gpuvigil-{name}"
         script.write_text(_wrapper(f"gpuvigil_{name}"))
         script.chmod(0o755)
     (root / "etc/gpuvigil").mkdir(exist_ok=True)
     for name, text in configs.items():
         (root / "etc/gpuvigil" / name).write_text(text)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+        (root / name).chmod(0o755 if text.startswith("#!") else 0o644)
 
 
 @contextlib.contextmanager
@@ -124,11 +128,13 @@ def _systemd_of(nspawn: subprocess.Popen[bytes], within_s: float = 30) -> int:
 
 
 @contextlib.contextmanager
-def systemd_host(scratch: Path, units: list[str], configs: dict[str, str]) -> Iterator[SystemdHost]:
-    """Boot a host that wants `units`, with `configs` as /etc/gpuvigil/<name>."""
+def systemd_host(
+    scratch: Path, units: list[str], configs: dict[str, str], files: dict[str, str] | None = None
+) -> Iterator[SystemdHost]:
+    """Boot a host that wants `units`, with `configs` as /etc/gpuvigil/<name> and any other `files`."""
     binds = {sys.base_prefix: "python", sysconfig.get_path("purelib"): "site", str(ROOT): "src"}
     with _overlay(scratch / "host") as root:
-        _furnish(root, units, configs)
+        _furnish(root, units, configs, files or {})
         command = ["systemd-nspawn", "-D", root, "-b", "--register=no", "--keep-unit", "--private-network"]
         command += ["--console=pipe", "--link-journal=no", "--quiet"]
         command += [f"--bind-ro={source}:/opt/gpuvigil/{name}" for source, name in binds.items()]

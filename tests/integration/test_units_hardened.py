@@ -11,7 +11,9 @@ UNITS = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
 pytestmark = pytest.mark.needs_systemd_analyze
 
 
-@pytest.mark.parametrize(("unit", "most"), [("gpuvigil-agent", 16), ("gpuvigil-collector", 12)])
+@pytest.mark.parametrize(
+    ("unit", "most"), [("gpuvigil-agent", 16), ("gpuvigil-collector", 12), ("gpuvigil-helper", 17)]
+)
 def test_exposure_is_within_the_promise(unit: str, most: int) -> None:
     """`systemd-analyze security --threshold` exits non-zero above the promise (tenths)."""
     command = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}"]
@@ -19,12 +21,14 @@ def test_exposure_is_within_the_promise(unit: str, most: int) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
 
 
-@pytest.mark.parametrize("unit", ["gpuvigil-agent", "gpuvigil-collector"])
+@pytest.mark.parametrize("unit", ["gpuvigil-agent", "gpuvigil-collector", "gpuvigil-helper"])
 def test_unit_has_no_unknown_keys(unit: str, tmp_path: Path) -> None:
     """`systemd-analyze verify` exits 0 even with an unknown key, so any other word on stderr is a failure."""
     text = (UNITS / f"{unit}.service").read_text().replace(f"/opt/gpuvigil/bin/{unit}", "/bin/true")
     copy = tmp_path / f"{unit}.service"
     copy.write_text(text)
+    if (socket := UNITS / f"{unit}.socket").exists():
+        (tmp_path / socket.name).write_text(socket.read_text())
     done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=30)
     complaints = [line for line in done.stderr.splitlines() if unit in line]
     assert done.returncode == 0
