@@ -105,7 +105,7 @@ def test_each_fault_of_a_loop_is_told_by_class_and_culprit_and_nothing_else(tmp_
     for row in heard.values():
         opened_ns = found[row["class"], row["target"]]["opened_ns"]
         assert 0 <= opened_ns - row["injected_ns"] <= row["limit_s"] * 1e9 * 1.5, row["fault"]
-    assert "rank 0 has not completed collective" in found["hang", "lab-00/rank:device/0"]["cause"]
+    assert "rank 0 has not completed " in found["hang", "lab-00/rank:device/0"]["cause"]
     assert "for 1.35 times their tokens" in found["workload_imbalance", "lab-00/job:uneven"]["cause"]
     assert jobs["well"]["ranks_up"] == 3 and jobs["lost"]["ranks_up"] == 0, "its peers aborted"
     assert jobs["crowded"]["step_seconds"] > 0.5, "it was slow, and nobody's fault"
