@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from integration.slurm_lab import SlurmLab
@@ -13,7 +14,6 @@ from gpuvigil_collector.actuators import process
 from gpuvigil_collector.actuators.slurm import SlurmActuator
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.settings import SlurmSettings
-from gpuvigil_protos.settings import Seconds
 
 
 def action(
@@ -47,8 +47,9 @@ class Recorder:
         self.before = before
 
     def __call__(self, argv: tuple[str, ...], **keywords: Any) -> process.Ran:
-        self.before(argv)
-        self.argv.append(argv)
+        named = (Path(argv[0]).name, *argv[1:])
+        self.before(named)
+        self.argv.append(named)
         return process.run(argv, **keywords)
 
     @property
@@ -63,11 +64,10 @@ class Recorder:
 
 def client_env(lab: SlurmLab) -> Mapping[str, str]:
     """What a client program needs of the environment, and no more."""
-    return {name: lab.env[name] for name in ("PATH", "SLURM_CONF")}
+    return {name: lab.env[name] for name in ("SLURM_CONF",)}
 
 
 def actuator(lab: SlurmLab, recorder: Recorder | None = None, **settings: Any) -> SlurmActuator:
     """The product's actuator over the lab."""
     client = SlurmClient(environment=client_env(lab), run=recorder or process.run)
-    chosen = {"settle": Seconds(0.3), **settings}
-    return SlurmActuator(settings=SlurmSettings(**chosen), client=client)
+    return SlurmActuator(settings=SlurmSettings(**settings), client=client)

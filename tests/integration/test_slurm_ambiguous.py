@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import threading
 import time
@@ -70,13 +70,22 @@ def test_r4_slurmctld_stands_and_the_command_comes_through_late(slurm: SlurmLab,
         assert slurm.job(job)["restart_cnt"] == 1
 
 
-def wrapper(folder: Path, body: str) -> dict[str, str]:
-    """A PATH on which `scontrol` is `body` ahead of the real one."""
-    real = next(p for p in os.environ["PATH"].split(":") if (Path(p) / "scontrol").exists())
-    script = folder / "scontrol"
-    script.write_text(f'#!/bin/sh\nreal={real}/scontrol\ncase $1 in --*) exec $real "$@";; esac\n{body}\n')
-    script.chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+PROGRAMS = ("scontrol", "sinfo", "squeue", "scancel")
+
+
+def programs(folder: Path, body: str, *replaced: str) -> str:
+    """Return a folder with Slurm's programs, of which `replaced` are a script instead; $real is the real one."""
+    for name in PROGRAMS:
+        real = shutil.which(name)
+        assert real is not None
+        if name not in replaced:
+            (folder / name).symlink_to(real)
+            continue
+        (folder / name).write_text(
+            f'#!/bin/sh\nreal={real}\ncase $1 in --v*) exec $real "$@";; esac\n{body}\n'
+        )
+        (folder / name).chmod(0o755)
+    return str(folder)
 
 
 @pytest.mark.parametrize("kind", ["hold", "move_job"])
@@ -92,7 +101,7 @@ def test_r4_client_killed_between_command_and_answer(
     hands = actuator(slurm)
     before = hands.look(action(kind, job=job)).token
     killed = actuator(slurm)
-    killed.client.environment = {**client_env(slurm), **wrapper(tmp_path, body)}
+    killed.client.folder = programs(tmp_path, f'case $1 in --*) exec $real "$@";; esac\n{body}', "scontrol")
     with pytest.raises(AmbiguousError):
         killed.apply(action(kind, job=job, before=before), fence())
     look = hands.look(action(kind, job=job, before=before, state="ambiguous"))
@@ -114,12 +123,9 @@ def test_r4_client_killed_between_command_and_answer(
     ],
 )
 def test_nonsense_is_unknown_and_nothing_is_sent(slurm: SlurmLab, tmp_path: Path, body: str) -> None:
-    for name in ("sinfo", "squeue"):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
     recorder = Recorder()
     hands = actuator(slurm, recorder, call=Seconds(1), deadline=Seconds(1))
-    hands.client.environment = {**client_env(slurm), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    hands.client.folder = programs(tmp_path, body, "sinfo", "squeue")
     for asked in (
         action("hold"),
         action("release"),
@@ -151,7 +157,7 @@ def test_unreachable(slurm: SlurmLab, tmp_path: Path) -> None:
 
 def test_programs_that_are_not_installed(slurm: SlurmLab) -> None:
     hands = actuator(slurm)
-    hands.client.environment = {"PATH": "/nowhere"}
+    hands.client.folder = "/nowhere"
     assert hands.look(action("hold")).state == "unknown"
     with pytest.raises(RefusedError, match="nothing was sent"):
         hands.apply(action("hold"), fence())

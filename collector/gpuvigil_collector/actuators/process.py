@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import time
@@ -18,7 +19,7 @@ from typing import Final
 from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-OUTPUT_MAX: Final = 1 << 20  # bytes kept of each stream; more is read and thrown away
+OUTPUT_MAX: Final = 1 << 20  # bytes kept of each stream unless told otherwise; more is thrown away
 _BLOCK: Final = 1 << 16
 _POLL_S: Final = 0.05  # a child of the child may hold the pipe open: so we look at the child as well
 _REAP_S: Final = 1.0
@@ -58,7 +59,7 @@ def run(
         raise RefusedError(f"{argv[0]} was not started: {deadline_s:.2f} s are left for it")
     try:
         process = subprocess.Popen(
-            list(argv),
+            _bounded(argv, deadline_s),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -66,7 +67,7 @@ def run(
             cwd="/",
             start_new_session=True,  # its whole family can be killed
         )
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a NUL in an argument
         raise RefusedError(f"{argv[0]} could not be started: {error}") from error
     with process.stdout or contextlib.nullcontext(), process.stderr or contextlib.nullcontext():
         return _wait(process, argv[0], deadline_s, output_max)
@@ -78,10 +79,21 @@ def within(fence: Fence, deadline_s: float, now_ns: int) -> float:
     A leader that stops here and wakes up later has no lease then; a program of its own must have ended by
     then too. Raises RefusedError when too little is left.
     """
-    left_s = (fence.until_ns - now_ns) / 1e9
+    left_s = min((fence.until_ns - now_ns) / 1e9, fence.lease_s)
     if left_s * 0.49 < _LEAST_S:
         raise RefusedError(f"the lease of generation {fence.generation} ends in {left_s:.1f} s")
     return min(deadline_s, left_s * 0.49)
+
+
+def _bounded(argv: Sequence[str], deadline_s: float) -> list[str]:
+    """Put coreutils' timeout in front: it ends the program even while we are stopped, or were killed.
+
+    Raises OSError where there is no such program, as starting it would have.
+    """
+    program = shutil.which(argv[0], path=PATH)
+    if program is None:
+        raise FileNotFoundError(f"no such program: {argv[0]}")
+    return ["timeout", "-s", "KILL", f"{deadline_s + _POLL_S:.3f}", program, *argv[1:]]
 
 
 def _wait(process: subprocess.Popen[bytes], name: str, deadline_s: float, output_max: int) -> Ran:

@@ -25,10 +25,14 @@ _LOOK_S: Final = 10.0
 
 @dataclass(slots=True, kw_only=True)
 class SlurmActuator:
-    """An `Actuator` over one Slurm cluster. clock: ns since the epoch, for the lease."""
+    """An `Actuator` over one Slurm cluster. clock: ns since the epoch, for the lease.
+
+    A command whose answer was lost may lie in the queue of a slurmctld that stands, and have its effect once that
+    goes on: a look that then says absent is believed by the executor after a while alone.
+    """
 
     settings: SlurmSettings
-    client: SlurmClient = field(default_factory=SlurmClient)
+    client: SlurmClient
     clock: Callable[[], int] = time.time_ns
     name: str = "slurm"
     kinds: frozenset[Kind] = KINDS
@@ -40,13 +44,7 @@ class SlurmActuator:
         self._jobs = JobHands(self.client, self.settings)
 
     def look(self, action: Action) -> Look:
-        """Say whether the action's effect is in place. Never raises: unknown instead.
-
-        A command whose answer was lost may still lie in slurmctld's queue, which is first come, first served:
-        after a moment's wait its effect is seen, if it has one.
-        """
-        if action.state in ("issued", "ambiguous"):
-            time.sleep(self.settings.settle)
+        """Say whether the action's effect is in place. Never raises: unknown instead."""
         try:
             return self._hands(action).look(action, min(_LOOK_S, self.settings.deadline))
         except (UnknownError, RefusedError) as error:
@@ -64,3 +62,8 @@ class SlurmActuator:
                 f"slurm: expected one of {', '.join(sorted(KINDS))}, got {action.proposal.kind}"
             )
         return self._nodes if action.proposal.kind in ("hold", "release") else self._jobs
+
+
+def make(settings: SlurmSettings) -> SlurmActuator:
+    """Make the actuator of a site's Slurm."""
+    return SlurmActuator(settings=settings, client=SlurmClient(folder=settings.folder))
