@@ -28,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         from gpuvigil_agent import scan  # noqa: PLC0415 - the daemon does without
 
         return int(scan.main(arguments[1:]))
+    if arguments[:1] == ["validate"]:
+        from gpuvigil_agent import validate  # noqa: PLC0415 - the same
+
+        return validate.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         config = config_file.load(options.config, options.set)

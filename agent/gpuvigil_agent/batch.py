@@ -7,11 +7,17 @@ for `FORGET_S` leaves it. Each change is a new dictionary version, and a batch n
 from __future__ import annotations
 
 import array
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Final
 
 from gpuvigil_agent.samplers.base import Sample
-from gpuvigil_protos.codec import SERIES_PER_NODE_MAX, TICKS_PER_BLOCK_MAX, blocks_crc, pack_float32
+from gpuvigil_protos.codec import (
+    GROUPS_PER_NODE_MAX,
+    SERIES_PER_NODE_MAX,
+    TICKS_PER_BLOCK_MAX,
+    blocks_crc,
+    pack_float32,
+)
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 FORGET_S: Final = 900.0
@@ -85,7 +91,13 @@ class BatchBuilder:
         self._add(self._group(period_s, period_s), tick_ns, at_s, samples)
 
     def add_step(self, entity: str, end_ns: int, at_s: float, samples: list[Sample]) -> None:
-        """Add one step of a rank's loop, at the time at which it ended; a rank has a group of its own."""
+        """Add one step of a rank's loop, at the time at which it ended; a rank has a group of its own.
+
+        Where the wire allows no more groups, the rank that has been silent for longest leaves.
+        """
+        if entity not in self._groups and len(self._groups) >= GROUPS_PER_NODE_MAX:
+            ranks = [key for key, group in self._groups.items() if group.steps]
+            self._drop(min(ranks, key=lambda key: max(self._groups[key].seen_s, default=0.0)))
         self._add(self._group(entity, 1.0, steps=True), end_ns, at_s, samples)
 
     def _group(self, key: float | str, period_s: float, *, steps: bool = False) -> Group:
@@ -111,6 +123,15 @@ class BatchBuilder:
         self._bytes += len(group.rows[-1])
         if self._bytes >= SEAL_BYTES or len(group.ticks) >= TICKS_PER_BLOCK_MAX:
             self._seal()
+
+    def keep_ranks(self, living: Container[str]) -> None:
+        """Let the groups of ranks go that have ended: a node that runs many short jobs needs the room."""
+        for key in [key for key, group in self._groups.items() if group.steps and key not in living]:
+            self._drop(key)
+
+    def _drop(self, key: float | str) -> None:
+        self._change(self._groups[key])
+        del self._groups[key]
 
     def forget(self, now_s: float) -> None:
         """Let series go that have been absent for FORGET_S or three of their periods; a rank's group too."""

@@ -61,6 +61,7 @@ class Collect:
         for name, step in steps:
             self.batch.add_step(name, step.end_ns, now_s, step.samples)
             self._newest[name] = step.samples
+        self.batch.keep_ranks(self.hook.ranks)
         self._newest = {name: self._newest[name] for name in self.hook.ranks if name in self._newest}
         newest = [s for kept in self._newest.values() for s in kept if s.value == s.value]
         self.latest.put("hook", 1.0, now_s, [*samples, *newest])

@@ -42,6 +42,17 @@ class Hook(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
     ranks_max: Annotated[int, msgspec.Meta(ge=1, le=50)] = 32
 
 
+class Validation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """How the node proves itself before it takes work again. command: fixed arguments, exit status 0 is fit.
+
+    python: a Python with torch, to burn the GPUs where neither a command nor dcgmi is there.
+    """
+
+    command: list[str] = msgspec.field(default_factory=list)
+    python: str = ""
+    timeout: Seconds = Seconds(1800)
+
+
 class Spool(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """The write-ahead log on this node. An empty directory means state_directory/spool."""
 
@@ -81,5 +92,6 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
     hook: Hook = Hook()
     spool: Spool = Spool()
     metrics: Metrics = Metrics()
+    validation: Validation = Validation()
     tls: Tls = Tls()
     simulate: Simulate = Simulate()

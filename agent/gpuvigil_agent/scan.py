@@ -49,8 +49,7 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(argv)
         config = _config(options)
-        with tempfile.TemporaryDirectory(prefix="gpuvigil-scan-") as folder:
-            facts = asyncio.run(_scan(_with_own_state(config, Path(folder))))
+        facts = facts_of(config)
     except settings.ConfigError as error:
         sys.stderr.write(f"gpuvigil scan: {error}\n")
         return UNKNOWN
@@ -62,6 +61,12 @@ def _main(argv: Sequence[str] | None) -> int:
     text = scan_report.dumps(report) if options.json else scan_report.as_text(report, sys.stdout.isatty())
     sys.stdout.write(f"{text}\n")
     return code
+
+
+def facts_of(config: AgentConfig) -> Facts:
+    """Look at the node once, beside an agent that may run on it."""
+    with tempfile.TemporaryDirectory(prefix="gpuvigil-scan-") as folder:
+        return asyncio.run(_scan(_with_own_state(config, Path(folder))))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The operator's commands: status, nodes, incidents, why, flight-recorder, demo.
+"""The operator's commands: status, nodes, incidents, why, ..., and those of repair (operator.py).
 
 Exit status: 0 answered and well; 1 answered, and the answer is bad news (collector degraded, no such
 incident, a demo fault not found or a false alarm); 2 not answered (no collector, wrong usage, a child of
@@ -20,11 +20,13 @@ import typer
 from rich.console import Console
 
 from gpuvigil.cli import main as dispatch
-from gpuvigil_cli.client import DEFAULT_URL, Client, CliError, Identity, Json
+from gpuvigil_cli.client import Client, CliError, Json
+from gpuvigil_cli.connection import connected
 from gpuvigil_cli.demo.run import Options, run_demo
 from gpuvigil_cli.demo.training import available as can_train
 from gpuvigil_cli.flight import judge_directory, show_verdict
 from gpuvigil_cli.goodput import show_goodput
+from gpuvigil_cli.operator import register
 from gpuvigil_cli.saves import follow
 from gpuvigil_cli.show import show_incidents, show_jobs, show_nodes, show_status
 from gpuvigil_cli.why import show_why
@@ -36,19 +38,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Which node, GPU, link or job is going wrong, and why.",
 )
-Url = Annotated[str, typer.Option(envvar="GPUVIGIL_URL", help="The collector's API.")]
-Ca = Annotated[str, typer.Option(envvar="GPUVIGIL_CA", help="With https: the collector's CA, a PEM file.")]
-Cert = Annotated[str, typer.Option(envvar="GPUVIGIL_CERT", help="With https: your certificate, a PEM file.")]
-Key = Annotated[str, typer.Option(envvar="GPUVIGIL_KEY", help="With https: its key, a PEM file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 def _print_json(value: object) -> None:
     print(json.dumps(value))
-
-
-def _client(url: str, ca: str, cert: str, key: str) -> Client:
-    return Client(url, Identity(ca=ca, certificate=cert, key=key))
 
 
 def _console() -> Console:
@@ -71,13 +65,11 @@ def options(
 
 
 @app.command()
-def status(
-    url: Url = DEFAULT_URL, ca: Ca = "", cert: Cert = "", key: Key = "", as_json: AsJson = False
-) -> None:
+@connected
+def status(client: Client, as_json: AsJson = False) -> None:
     """How the collector and its fleet are. Exit status 1 when degraded."""
-    with _client(url, ca, cert, key) as client:
-        health = client.get("/api/v1/health")
-        running = client.items("/api/v1/jobs") if health.get("jobs_running") else []
+    health = client.get("/api/v1/health")
+    running = client.items("/api/v1/jobs") if health.get("jobs_running") else []
     if as_json:
         _print_json(health | {"jobs": running})
     else:
@@ -88,12 +80,10 @@ def status(
 
 
 @app.command()
-def nodes(
-    url: Url = DEFAULT_URL, ca: Ca = "", cert: Cert = "", key: Key = "", as_json: AsJson = False
-) -> None:
+@connected
+def nodes(client: Client, as_json: AsJson = False) -> None:
     """List the nodes: up or silent, GPUs seen and expected, open incidents."""
-    with _client(url, ca, cert, key) as client:
-        items = client.items("/api/v1/nodes")
+    items = client.items("/api/v1/nodes")
     if as_json:
         _print_json({"version": 1, "items": items})
     else:
@@ -101,12 +91,10 @@ def nodes(
 
 
 @app.command()
-def jobs(
-    url: Url = DEFAULT_URL, ca: Ca = "", cert: Cert = "", key: Key = "", as_json: AsJson = False
-) -> None:
+@connected
+def jobs(client: Client, as_json: AsJson = False) -> None:
     """List the training jobs: ranks, step, time a step and its phases, loss."""
-    with _client(url, ca, cert, key) as client:
-        items = client.items("/api/v1/jobs")
+    items = client.items("/api/v1/jobs")
     if as_json:
         _print_json({"version": 1, "items": items})
     elif items:
@@ -116,17 +104,14 @@ def jobs(
 
 
 @app.command()
+@connected
 def goodput(
+    client: Client,
     job: Annotated[str, typer.Argument(metavar="JOB", help="A name from `gpuvigil jobs`.")],
-    url: Url = DEFAULT_URL,
-    ca: Ca = "",
-    cert: Cert = "",
-    key: Key = "",
     as_json: AsJson = False,
 ) -> None:
     """What a job's time went into, what each failure cost, and how often it should save."""
-    with _client(url, ca, cert, key) as client:
-        found = client.goodput(job)
+    found = client.goodput(job)
     if as_json:
         _print_json(found)
     else:
@@ -134,36 +119,30 @@ def goodput(
 
 
 @app.command()
+@connected
 def checkpoint(
+    client: Client,
     job: Annotated[str, typer.Argument(metavar="JOB", help="A name from `gpuvigil jobs`.")],
-    url: Url = DEFAULT_URL,
-    ca: Ca = "",
-    cert: Cert = "",
-    key: Key = "",
     wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Ask a job for a checkpoint. Status 0 saved (or asked, with --no-wait), 1 refused or not saved."""
-    with _client(url, ca, cert, key) as client:
-        found = _followed(client, client.ask(job, "checkpoint"), wait=wait, as_json=as_json)
+    found = _followed(client, client.ask(job, "checkpoint"), wait=wait, as_json=as_json)
     if wait and found.get("state") != "saved":
         raise typer.Exit(1)
 
 
 @app.command()
+@connected
 def restart(
+    client: Client,
     job: Annotated[str, typer.Argument(metavar="JOB", help="A name from `gpuvigil jobs`.")],
-    url: Url = DEFAULT_URL,
-    ca: Ca = "",
-    cert: Cert = "",
-    key: Key = "",
     force: Annotated[bool, typer.Option("--force", help="Also one that makes steps.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Restart a job that hangs from its newest checkpoint, through its `gpuvigil run`. Status 1: refused."""
-    with _client(url, ca, cert, key) as client:
-        asked = client.ask(job, "restart", force=str(int(force)))
-        found = _followed(client, asked, wait=True, as_json=as_json)
+    asked = client.ask(job, "restart", force=str(int(force)))
+    found = _followed(client, asked, wait=True, as_json=as_json)
     if found.get("state") != "restarting":
         raise typer.Exit(1)
 
@@ -181,17 +160,14 @@ def _followed(client: Client, found: Json, *, wait: bool, as_json: bool) -> Json
 
 
 @app.command()
+@connected
 def incidents(
-    url: Url = DEFAULT_URL,
-    ca: Ca = "",
-    cert: Cert = "",
-    key: Key = "",
+    client: Client,
     every: Annotated[bool, typer.Option("--all", help="Resolved ones as well.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the incidents, each with its cause."""
-    with _client(url, ca, cert, key) as client:
-        items = client.items("/api/v1/incidents", state="all" if every else "open")
+    items = client.items("/api/v1/incidents", state="all" if every else "open")
     if as_json:
         _print_json({"version": 1, "items": items})
     else:
@@ -199,17 +175,14 @@ def incidents(
 
 
 @app.command()
+@connected
 def why(
+    client: Client,
     incident: Annotated[str, typer.Argument(metavar="ID", help="An id from `gpuvigil incidents`.")],
-    url: Url = DEFAULT_URL,
-    ca: Ca = "",
-    cert: Cert = "",
-    key: Key = "",
     as_json: AsJson = False,
 ) -> None:
     """Why an incident was opened: cause, findings with their numbers, evidence, journal."""
-    with _client(url, ca, cert, key) as client:
-        found = client.incident(incident)
+    found = client.incident(incident)
     if as_json:
         _print_json(found)
     else:
@@ -256,6 +229,9 @@ def demo(
         nodes=nodes, gpus=gpus, seed=seed, scenario=scenario, keep=keep, as_json=as_json, training=training
     )
     raise typer.Exit(run_demo(options))
+
+
+register(app)
 
 
 def main(argv: list[str] | None = None) -> int:

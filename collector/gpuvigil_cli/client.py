@@ -76,14 +76,17 @@ def _loaded(option: str, files: str, load: Callable[[], T]) -> T:
 class Client:
     """One collector's read-only API. All methods raise CliError, whatever goes wrong."""
 
-    def __init__(self, url: str, identity: Identity | None = None) -> None:
-        """Connect to `url` (http or https, host and port); nothing is sent yet."""
+    def __init__(self, url: str, identity: Identity | None = None, token: str = "") -> None:
+        """Connect to `url` (http or https, host and port), as the token's owner; nothing is sent yet."""
         self.url = url.rstrip("/")
         if not re.match(r"https?://[^/\s]+\Z", self.url):
             raise CliError(f"--url: expected http://HOST:PORT or https://HOST:PORT, got {clean(url, 200)}")
         verify = (identity or Identity()).context(self.url)
         # trust_env off: a proxy of the environment must not see, or break, requests to the loopback
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False, verify=verify)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=_TIMEOUT, trust_env=False, verify=verify,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+        )  # fmt: skip
 
     def __enter__(self) -> Client:
         return self
@@ -148,8 +151,22 @@ class Client:
         response = self._send(
             "POST", path, params=query, headers={"X-Gpuvigil-Request": "1"}, timeout=_ASK_TIMEOUT_S
         )
+        return self._answered(path, response)
+
+    def say(self, path: str, **said: str | float) -> Json:
+        """Say something to the collector. Raises CliError, status 1, with its reason where it refuses."""
+        headers = {"X-Gpuvigil-Request": "1"}
+        response = self._send("POST", path, json=said, headers=headers, timeout=_ASK_TIMEOUT_S)
+        return self._answered(path, response)
+
+    def _answered(self, path: str, response: httpx.Response) -> Json:
         if response.status_code == httpx.codes.CONFLICT:
             raise CliError(_reason(response), code=1)
+        if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            raise CliError(
+                f"{self.url}{path}: not allowed ({_reason(response)}): expected --token-file with a token of "
+                "that role; the collector's own is admin.token in its state directory"
+            )
         return self._object(path, response)
 
     def incident(self, incident: str) -> Json:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from gpuvigil_cli.client import Json
 from gpuvigil_cli.show import indented, severity
-from gpuvigil_cli.text import clock, markup, number
+from gpuvigil_cli.text import clock, markup, number, quantity
 
 _ROLES = {"cause": 0, "symptom": 1}
 _RANK = {"critical": 0, "warning": 1, "info": 2}
@@ -27,6 +27,8 @@ def show_why(console: Console, incident: Json) -> None:
     if incident.get("resolved_ns"):
         console.print(f"resolved   {clock(incident.get('resolved_ns'))}")
     _findings(console, [row for row in incident.get("findings") or [] if isinstance(row, dict)])
+    _decisions(console, [row for row in incident.get("actions") or [] if isinstance(row, dict)])
+    _similar(console, [row for row in incident.get("similar") or [] if isinstance(row, dict)])
     _journal(console, [row for row in incident.get("journal") or [] if isinstance(row, dict)])
 
 
@@ -58,6 +60,33 @@ def _findings(console: Console, findings: list[Json]) -> None:
         )  # fmt: skip
         for key, value in _evidence(row):
             console.print(f"       {markup(key, 60)}: {markup(number(value), 300)}")
+
+
+def _decisions(console: Console, actions: list[Json]) -> None:
+    """Print each decision about the incident with every gate's word and numbers."""
+    if actions:
+        console.print("\ndecisions")
+    for row in sorted(actions, key=lambda one: quantity(one.get("decided_ns"))):
+        target = row.get("job") or row.get("gpu") or row.get("node")
+        by = f", approved by {markup(row.get('approved_by'), 80)}" if row.get("approved_by") else ""
+        what = f"{markup(row.get('kind'), 40)} of {markup(target, 200)}"
+        console.print(f"  {clock(row.get('decided_ns'))} {what}: "
+                      f"{markup(row.get('state'), 40)}{by} [{markup(row.get('id'), 120)}]")  # fmt: skip
+        if row.get("outcome"):
+            indented(console, 5, markup(row.get("outcome"), 400))
+        for gate in row.get("gates") or []:
+            word = "ok    " if gate.get("passed") else "DENIES"
+            said = markup(gate.get("detail"), 300)
+            indented(console, 5, f"{word} {markup(gate.get('name'), 40)}: {said}")
+
+
+def _similar(console: Console, rows: list[Json]) -> None:
+    if rows:
+        console.print("\nearlier or elsewhere")
+    for row in rows:
+        ended = f", resolved {clock(row.get('resolved_ns'))}" if row.get("resolved_ns") else ""
+        console.print(f"  {clock(row.get('opened_ns'))} {markup(row.get('class'), 60)} on "
+                      f"{markup(row.get('target'), 200)}{ended} [{markup(row.get('id'), 40)}]")  # fmt: skip
 
 
 def _numbers(row: Json) -> str:

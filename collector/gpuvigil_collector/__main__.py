@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from gpuvigil_collector.action_store import ActionStore
 from gpuvigil_collector.brain import Brain
 from gpuvigil_collector.command_line import Arguments, parse
 from gpuvigil_collector.config import CollectorConfig, Detection
@@ -22,13 +23,17 @@ from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.ingest.supervisor import Ingest, IngestError
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
+from gpuvigil_collector.lease import SqliteLease
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.reload import Reloader
+from gpuvigil_collector.repair.build import Senses, make_repair
+from gpuvigil_collector.repair.calls import AgentCalls
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.service import BrainFailedError, Service
 from gpuvigil_collector.store import Store
+from gpuvigil_collector.web import roles
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.rules import Rules
@@ -68,6 +73,8 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     journal = Journal(state, entries_max=config.journal.entries_max, keep_s=config.journal.keep)
     ingest = Ingest(config.ingest, state, store, log_level=config.log_level)
     pipeline = _pipeline(config, store, journal, state, ingest.send)
+    lease = _lease(config, state)
+    pipeline.repair.fence = lease.fence
     reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
 
     def faults() -> list[str]:
@@ -87,7 +94,8 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     fleet = FleetCollector(_version(), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults)
     sources = Sources(
         view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries, registry=registry_of(fleet),
-        alive=alive, faults=faults, ask=pipeline.desk.ask,
+        alive=alive, faults=faults, ask=pipeline.desk.ask, say=pipeline.repair.desk.ask,
+        roles=roles.load(config.web.tokens, state),
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)
@@ -95,8 +103,16 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     if pipeline.learned is not None:
         pipeline.learned.save()
     pipeline.books.save()
+    lease.stop()
     store.close()
     journal.close()
+
+
+def _lease(config: CollectorConfig, state: Path) -> SqliteLease:
+    """The right to act: of all collectors that are given the same file, one has it."""
+    lease = SqliteLease(Path(config.remediation.lease or state / "lease.sqlite"))
+    lease.start()
+    return lease
 
 
 def _version() -> str:
@@ -118,30 +134,28 @@ def _state_directory(config: CollectorConfig) -> Path:
 
 
 def _pipeline(
-    config: CollectorConfig,
-    store: Store,
-    journal: Journal,
-    state: Path,
+    config: CollectorConfig, store: Store, journal: Journal, state: Path,
     send: Callable[[frames.Command], None],
-) -> Pipeline:
+) -> Pipeline:  # fmt: skip
     now_ns = time.time_ns()
-    tracker = Tracker(causes=ranking.load(), settings=config.incidents)
-    tracker.restore(journal.load(config.incidents.resolved_max), now_ns)
-    rules = Rules()
-    rules.remember(finding for incident in tracker.open.values() for finding in incident.findings)
-    learned = None
-    if config.detection.statistical:
-        learned = _learned(config.detection, state / "learned.model")
+    tracker, rules = _remembered(config, journal, now_ns)
+    learned = _learned(config.detection, state / "learned.model") if config.detection.statistical else None
     desk = SaveDesk(config.saves, send)
     books = Books(state / "goodput.json")
     books.load()
-    return Pipeline(
+    repair = make_repair(
+        config.remediation, state, records=ActionStore(state), executor=None, saves=desk, journal=journal,
+        senses=Senses(snapshot=lambda: pipeline.view.snapshot),
+    )  # fmt: skip
+    pipeline = Pipeline(
         store=store,
         structural=Structural(),
         rules=rules,
         training=Training(),
         books=books,
         desk=desk,
+        calls=AgentCalls(send),
+        repair=repair,
         foresight=Foresight(desk) if config.saves.requests == "auto" else None,
         learned=learned,
         tracker=tracker,
@@ -150,6 +164,16 @@ def _pipeline(
         counts=Counts(),
         view=View(started_ns=now_ns, now_ns=now_ns),
     )
+    return pipeline
+
+
+def _remembered(config: CollectorConfig, journal: Journal, now_ns: int) -> tuple[Tracker, Rules]:
+    """Make what takes back the incidents of an earlier run."""
+    tracker = Tracker(causes=ranking.load(), settings=config.incidents)
+    tracker.restore(journal.load(config.incidents.resolved_max), now_ns)
+    rules = Rules()
+    rules.remember(finding for incident in tracker.open.values() for finding in incident.findings)
+    return tracker, rules
 
 
 def _learned(config: Detection, path: Path) -> Learned:

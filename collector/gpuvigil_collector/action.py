@@ -1,7 +1,7 @@
 """The nouns of repair: evidence, proposal, verdict, action, and what an actuator must do.
 
-policy.py turns incidents into Proposals, safety.py judges each against a FleetState, execute.py alone carries
-out what was allowed, through an Actuator. Nothing here has an effect. Times are ns, UTC.
+safety.py judges each Proposal against a FleetState, execute.py alone carries out, through an Actuator, what
+was allowed. Nothing here has an effect. Times are ns, UTC.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
+
+from .agent_call import AgentCall as AgentCall  # noqa: PLC0414 - one of the nouns
+from .agent_call import Answer as Answer  # noqa: PLC0414 - the same
+from .safety_limits import Limits as Limits  # noqa: PLC0414 - the same
 
 Mode = Literal["observe", "recommend", "act"]
 Kind = Literal[
@@ -25,10 +29,8 @@ Kind = Literal[
     "hand_over",  # a person decides; changes nothing
 ]
 HARMLESS: Final = frozenset({"notify", "capture_evidence", "hand_over"})
-INTERRUPTS: Final = frozenset({"stop_job", "move_job", "reset_gpu", "reboot"})
-"""Kinds that end running work. A hold ends none: what runs goes on."""
-ON_JOB: Final = frozenset({"checkpoint", "stop_job", "move_job"})
-"""Kinds whose target is a job; `node` then names where the fault is."""
+INTERRUPTS: Final = frozenset({"stop_job", "move_job", "reset_gpu", "reboot"})  # these end running work
+ON_JOB: Final = frozenset({"checkpoint", "stop_job", "move_job"})  # `node` then names where the fault is
 
 TrustOrigin = Literal["driver", "host", "fabric", "scheduler", "peers", "job", "agent", "statistics"]
 """Whose word it is. The driver's events and the kernel log are one origin; all that a job says is one."""
@@ -79,6 +81,7 @@ class NodeState:
     silent: its agent says nothing. dead: a second path agrees that the node is gone. maintenance: whose and
     why, "" for none. hold: who keeps new work off it. remediator: another system that repairs this node.
     protected: why it is never touched (opt-out label, control plane, the collector's host), "" for no reason.
+    gpu_uuids: the GPUs that it has; one that is not among them is never reset.
     """
 
     node: str
@@ -93,6 +96,7 @@ class NodeState:
     remediator: str = ""
     protected: str = ""
     jobs: tuple[str, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,11 @@ class JobState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """An action that had, or may have had, an effect. open: it holds still (a node that we hold)."""
+    """An action that had, or may have had, an effect. open: it holds still (a node that we hold).
+
+    case: its proposal's; "" makes it a case of its own. jobs: the running jobs that it ended, as its verdict
+    said; None where that is not known: then one is counted for each that had GPUs.
+    """
 
     id: str
     kind: Kind
@@ -124,36 +132,22 @@ class Past:
     gpus: int
     at_ns: int
     open: bool = False
+    case: str = ""
+    jobs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """The right to act: generation grows with each new holder; after until_ns it is nobody's."""
+    """The right to act: generation (from 1) grows with each new holder; after until_ns it is nobody's.
+
+    until_ns is now plus what the monotonic clock says is left: no jump of the wall clock may lengthen it.
+    lease_s: how long a renewal lasts at most; half of it must be left when an action is allowed.
+    """
 
     holder: str
     generation: int
     until_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The safety limits (DESIGN: budgets, breaker, blind spot). Shares are 0 to 1, times are seconds."""
-
-    jobs_an_hour: int = 1
-    gpus_share_an_hour: float = 0.01
-    job_stops_an_hour: int = 1
-    job_stops_a_day: int = 3
-    job_gpus_without_approval: int = 64
-    unavailable_share: float = 0.05
-    unavailable_max: int = 10
-    domain_pause_s: float = 1800.0
-    node_attempts_a_day: int = 3
-    storm_nodes: int = 3
-    storm_share: float = 0.10
-    storm_domains: int = 2
-    storm_window_s: float = 600.0
-    silent_nodes: int = 2
-    silent_share: float = 0.20
+    lease_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +157,8 @@ class FleetState:
     nodes: the registered inventory, silent nodes included: the denominator of every share. paused: who and
     why, "" when not. actionable: (node, ns) of every fault that asked for an action, newest window at least.
     breaker_ns: when the storm breaker tripped, 0 when it is closed; a person closes it. others: another
-    remediator seen on the fleet whose nodes are not split from ours by label, "" for none.
+    remediator seen on the fleet whose nodes are not split from ours by label, "" for none. jumped_ns: how
+    far the wall clock leapt forward within the last day, by the monotonic clock: windows are so much longer.
     """
 
     mode: Mode | None
@@ -177,6 +172,7 @@ class FleetState:
     others: str | None = None
     fence: Fence | None = None
     limits: Limits = field(default_factory=Limits)
+    jumped_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +190,7 @@ class Verdict:
 
     effect: what the mode makes of an allowed proposal: none (observe: only said), recommend (a person
     approves first) or act. It is no part of the decision: gates and numbers are the same in every mode.
-    needs_approval: a person must approve even in act.
+    needs_approval: a person must approve even in act. interrupts: the running jobs that it ends (Past.jobs).
     """
 
     allowed: bool
@@ -203,6 +199,7 @@ class Verdict:
     effect: Literal["none", "recommend", "act"]
     needs_approval: bool = False
     trips_breaker: bool = False
+    interrupts: tuple[str, ...] = ()
 
 
 ActionState = Literal[
@@ -223,7 +220,12 @@ ENDED: Final[frozenset[ActionState]] = frozenset({"denied", "would", "done", "fa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts)."""
+    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts).
+
+    outcome: for people; once it is issued, not empty means that the actuator took it. actuator: whose it is,
+    also after a restart with another configuration. domain, partition: of the node, when it was decided.
+    interrupts: the running jobs that it ends, as its verdict said. issued_ns: 0 before it was issued.
+    """
 
     proposal: Proposal
     state: ActionState
@@ -233,6 +235,11 @@ class Action:
     outcome: str = ""
     decided_ns: int = 0
     changed_ns: int = 0
+    issued_ns: int = 0
+    actuator: str = ""
+    domain: str = ""
+    partition: str = ""
+    interrupts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,20 +284,4 @@ class Actuator(Protocol):
         Raises RefusedError or AmbiguousError, nothing else. Already in place and ours: a success.
         Refuses what is foreign.
         """
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What an agent made of a command. accepted False: it refused, `outcome` says why."""
-
-    accepted: bool
-    outcome: str
-
-
-class AgentCall(Protocol):
-    """Sends one command to a node's agent and waits for its answer."""
-
-    def __call__(self, node: str, verb: str, arguments: Mapping[str, str], deadline_s: float) -> Answer:
-        """Return the answer. Raises AmbiguousError when none came in time, RefusedError when not sent."""
         ...

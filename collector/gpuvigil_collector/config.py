@@ -8,16 +8,21 @@ from typing import Literal
 import msgspec
 
 from gpuvigil_collector.ingest.settings import IngestConfig
+from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_protos import settings
 from gpuvigil_protos.settings import ConfigError, Seconds, Tls, is_loopback
 
 
 class Web(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """The API and the metrics endpoint. Off loopback it needs TLS or `insecure = true`."""
+    """The API and the metrics endpoint. Off loopback it needs TLS or `insecure = true`.
+
+    tokens: a file of who may write (web/roles.py); `admin.token` of the state directory may always.
+    """
 
     address: str = "127.0.0.1:9512"
     insecure: bool = False
     connections_max: int = 200
+    tokens: str = ""
     tls: Tls = Tls()
 
 
@@ -93,6 +98,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     journal: JournalSettings = JournalSettings()
     nodes: Nodes = Nodes()
     saves: SaveSettings = SaveSettings()
+    remediation: Remediation = Remediation()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")
@@ -111,6 +117,7 @@ def load(path: Path | None, overrides: list[str]) -> CollectorConfig:
 
 def _check(config: CollectorConfig, origin: str) -> None:
     config.ingest.check(origin)
+    config.remediation.check(origin)
     config.web.tls.check(f"{origin}: web")
     split_address(config.web.address, f"{origin}: web.address")
     split_address(config.ingest.address, f"{origin}: ingest.address")

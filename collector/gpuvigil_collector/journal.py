@@ -38,11 +38,12 @@ CREATE INDEX IF NOT EXISTS journal_incident ON journal(incident, sequence);
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """An entry about no incident."""
+    """An entry that changes no incident: about one, or about none ("")."""
 
     time_ns: int
     what: str
     detail: str
+    incident: str = ""
 
 
 class Journal:
@@ -104,7 +105,7 @@ class Journal:
                 self._log.error("journal_incident_unreadable", error=str(error))
 
     def note(self, notes: list[Note]) -> None:
-        """Append entries about no incident, with the next `record`."""
+        """Append entries that change no incident, with the next `record`."""
         self._backlog += notes
 
     def record(self, changes: list[Change], touched: Iterable[Incident]) -> None:
@@ -140,7 +141,7 @@ class Journal:
         rows = []
         for change in changes:
             sequence += 1
-            incident = change.incident.id if isinstance(change, Change) else ""
+            incident = change.incident.id if isinstance(change, Change) else change.incident
             entry = (sequence, change.time_ns, incident, change.what, change.detail)
             previous, head = head, entry_hash(head, entry)
             rows.append((*entry, previous, head))

@@ -1,7 +1,7 @@
 """One tick of the brain: a list of stages, built in one place, each with one signature.
 
-snapshot -> structural -> rules -> training -> saves -> goodput -> statistical -> incidents -> retire
--> journal -> export
+snapshot -> structural -> rules -> training -> saves -> goodput -> statistical -> incidents -> repair
+-> retire -> journal -> export
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from gpuvigil_collector.incidents.tracker import Change, Tracker
 from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
+from gpuvigil_collector.repair.calls import AgentCalls
+from gpuvigil_collector.repair.doubt import believed
+from gpuvigil_collector.repair.stage import Repair
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.saves.foresight import Foresight
@@ -83,6 +86,8 @@ class Pipeline:
     books: Books
     desk: SaveDesk
     foresight: Foresight | None
+    calls: AgentCalls
+    repair: Repair
     learned: Learned | None
     tracker: Tracker
     journal: Journal
@@ -103,6 +108,7 @@ class Pipeline:
             ("goodput", self._account),
             ("statistical", self._judge_statistically),
             ("incidents", self._track),
+            ("repair", self._repair),
             ("retire", self._retire),
             ("journal", self._write),
             ("export", self._publish),
@@ -112,6 +118,7 @@ class Pipeline:
         """Run one tick. A stage that raises is a bug: it ends the collector, and systemd starts it again."""
         start = time.perf_counter()
         tick = Tick(now_ns=now_ns, urgent=urgent, snapshot=self.store.snapshot(now_ns))
+        tick.snapshot.events += self.repair.desk.take_drills()
         self.counts.stage_seconds.labels("snapshot").observe(time.perf_counter() - start)
         for name, stage in self._stages:
             began = time.perf_counter()
@@ -131,7 +138,8 @@ class Pipeline:
         jobs = self.training.jobs.by_name
         if self.foresight is not None:
             self.foresight.tick(self.tracker.open.values(), jobs.values())
-        self.desk.tick(tick.snapshot, jobs, self.store.results(), self.training.hung)
+        results = self.calls.take(self.store.results())
+        self.desk.tick(tick.snapshot, jobs, results, self.training.hung)
 
     def _account(self, _tick: Tick) -> None:
         self.books.tick(self.training.jobs.by_name.values(), self.training.slowdown)
@@ -146,9 +154,15 @@ class Pipeline:
     def _track(self, tick: Tick) -> None:
         self.counts.count_events(tick.snapshot)
         self.counts.count_findings(tick.findings)
+        marks = self.repair.desk.kept.marks
+        if marks is not None:
+            tick.findings = believed(tick.findings, marks.false_positives, tick.now_ns)
         tick.changes = self.tracker.tick(tick.findings, Topology(tick.snapshot.nodes), tick.now_ns)
         if self.learned is not None:
             self.learned.detector.mask(_entities(self.tracker))
+
+    def _repair(self, tick: Tick) -> None:
+        self.repair.tick(tick.now_ns, tick.snapshot.nodes, self.training.jobs.by_name, self.tracker.open)
 
     def _retire(self, tick: Tick) -> None:
         self.journal.note(self.retire.tick(tick.snapshot.nodes, tick.now_ns))
@@ -177,6 +191,7 @@ class Pipeline:
             ),
             # one that has ended never changes again
             saves=tuple(one if one.ended else replace(one) for one in self.desk.requests.values()),
+            repair=self.repair.view,
             goodput=self.books.views(
                 tick.now_ns, [*self.tracker.open.values(), *self.tracker.resolved.values()]
             ),

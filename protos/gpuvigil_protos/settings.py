@@ -11,6 +11,7 @@ import ipaddress
 import re
 import ssl
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -147,13 +148,20 @@ def _is_struct(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
+def unknown(name: str, known: Iterable[str], what: str = "known") -> str:
+    """Say a name that is not among the known ones, with the nearest of them or all."""
+    words = sorted(known)
+    near = difflib.get_close_matches(name.rpartition(".")[2], words, 1)
+    return f'"{name[:_SHOWN_MAX]}"' + (
+        f'; did you mean "{near[0]}"?' if near else f"; {what}: {', '.join(words)}"
+    )
+
+
 def _refuse_unknown_keys(raw: dict[str, Any], kind: type, origin: str, prefix: str) -> None:
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in raw.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f'; did you mean "{near[0]}"?' if near else f"; known keys: {', '.join(sorted(fields))}"
-            raise ConfigError(f'{origin}: unknown key "{prefix}{key}"{hint}')
+            raise ConfigError(f"{origin}: unknown key {unknown(prefix + key, fields, 'known keys')}")
         inner = fields[key]
         if isinstance(value, dict) and _is_struct(inner):
             _refuse_unknown_keys(value, inner, origin, f"{prefix}{key}.")

@@ -150,14 +150,14 @@ def _agent_config(lab: Lab, collector: str, name: str) -> Path:
     return write_toml(lab.directory / f"{name}.toml", tables)
 
 
-async def run(seed: int, kills: int, point_kills: int) -> int:
+async def run(seed: int, kills: int, kills_a_point: int) -> int:
     """Run all, print the table; 1 when anything was lost, doubled, or too few kills hit a batch in flight."""
     rng = random.Random(seed)
     with Lab() as lab:
         rows = [await collector_kills(lab, rng, kills)]
         rows += [await point_kills(lab, point) for point in POINTS]
         rows.append(await agent_kills(lab, rng, kills))
-        rows += [await agent_point_kills(lab, point, point_kills) for point in AGENT_POINTS]
+        rows += [await agent_point_kills(lab, point, kills_a_point) for point in AGENT_POINTS]
     header = ["killed", "kills", "hit a batch in flight", "acknowledged durable", "lost", "doubled"]
     print_table(f"kill -9 (seed {seed}; {machine()})", header, rows)
     total = sum(int(str(row[1])) for row in rows)

@@ -55,9 +55,13 @@ def trial(web: int, folder: Path, socket: Path, kind: str, number: int, ranks: i
     log = (folder / f"{job}.log").open("wb")
     process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
-        row = stack.wait_for(lambda: at_step(web, job, AT_STEP - 2), 120, f"{job} at its fault")
+        try:
+            row = stack.wait_for(lambda: at_step(web, job, AT_STEP - 2), 120, f"{job} at its fault")
+        except AssertionError:  # torchrun or the watching of it: the log tells
+            print(f"{job} did not come to its fault:\n{Path(log.name).read_text()[-2000:]}", file=sys.stderr)
+            return {"kind": kind, "begun": False}
         began = time.time() + (AT_STEP - row["step"]) * STEP_S
-        return judge(web, job, kind, culprit, began) | {"kind": kind}
+        return judge(web, job, kind, culprit, began) | {"kind": kind, "begun": True}
     finally:
         end(process, job)
 
@@ -119,10 +123,11 @@ def main() -> None:
         rows = list(pool.map(lambda one: trial(web, folder, socket, *one, given.ranks), jobs))
     print(f"torchrun jobs of {given.ranks} ranks on gloo, steps of {STEP_S} s, {given.together} at a time. "
           f"{harness.machine()}")  # fmt: skip
+    print(f"{sum(not row['begun'] for row in rows)} of {len(rows)} jobs did not come to their fault")
     print("| fault | n | detected | right rank | misses | s after the fault, p50 / max | asked | also said |")
     print("|---|---|---|---|---|---|---|---|")
     for kind, (_, bound, named) in KINDS.items():
-        mine = [row for row in rows if row["kind"] == kind]
+        mine = [row for row in rows if row["kind"] == kind and row["begun"]]
         hits, right = sum(row["detected"] for row in mine), sum(row["named"] for row in mine)
         late = sorted(row["late_s"] for row in mine if row["late_s"] is not None) or [float("nan")]
         said = sorted({str(row["wrong"]) for row in mine if row["wrong"]})

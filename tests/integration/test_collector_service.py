@@ -75,7 +75,7 @@ def make(rig):
     ingest, web = Ingest(), Web(address="127.0.0.1:0")
     sources = Sources(
         view=lambda: rig.pipeline.view, ledger=list, journal=lambda _: [], registry=None, alive=lambda: True,
-        faults=list, ask=rig.pipeline.desk.ask,
+        faults=list, ask=rig.pipeline.desk.ask, say=rig.repair.desk.ask, roles=rig.roles,
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), web), bind(web), lambda: None)
     return service, Brain(rig.pipeline, FAST, service.brain_ended), ingest

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from unit.fake_snapshot import Fleet
 from unit.incident_help import Life
+from unit.repair_world import Effects, Memory
 
+from gpuvigil_collector.action import Fence
 from gpuvigil_collector.config import SaveSettings, Web
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
@@ -18,9 +20,13 @@ from gpuvigil_collector.goodput.books import Books
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
 from gpuvigil_collector.pipeline import Pipeline
+from gpuvigil_collector.repair.build import Senses, make_repair
+from gpuvigil_collector.repair.calls import AgentCalls
+from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.saves.foresight import Foresight
+from gpuvigil_collector.web import roles
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.training.stage import Training
@@ -91,7 +97,7 @@ def ledger_row(node, name="metrics", **more):
 class Rig:
     """Everything the pipeline needs, on a fake clock; `serve` puts the real web server before it."""
 
-    def __init__(self, directory, nodes=3, gpus=2):
+    def __init__(self, directory, nodes=3, gpus=2, remediation=None):
         self.fleet = Fleet()
         for number in range(nodes):
             self.fleet.node(f"n{number}", gpus)
@@ -100,15 +106,26 @@ class Rig:
         self.sent = []
         desk = SaveDesk(SaveSettings(requests="auto"), self.sent.append)
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
+        self.effects, self.records = Effects(), Memory()
+        self.repair = make_repair(
+            remediation or Remediation(), directory, records=self.records, executor=self.effects, saves=desk,
+            journal=self.journal, senses=Senses(fence=self._fence),
+        )  # fmt: skip
         self.pipeline = Pipeline(
             store=self.store, structural=self.structural, rules=self.rules, training=Training(),
             books=Books(directory / "goodput.json"), desk=desk, foresight=Foresight(desk),
+            calls=AgentCalls(self.sent.append), repair=self.repair,
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
             retire=Retire(self.store, 7 * 86_400),
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
         self.alive, self.faults = True, []
+        self.roles = roles.load("", directory)
+        self.token = (directory / roles.ADMIN_FILE).read_text().strip()
+
+    def _fence(self):
+        return Fence(holder="rig", generation=1, until_ns=self.fleet.now_ns + 30 * 10**9, lease_s=30.0)
 
     def tick(self, seconds=1.0, urgent=False):
         return self.pipeline.run(self.fleet.now_ns + int(seconds * 1e9), urgent=urgent)
@@ -128,7 +145,7 @@ class Rig:
         sources = Sources(
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
-            ask=self.pipeline.desk.ask,
+            ask=self.pipeline.desk.ask, say=self.repair.desk.ask, roles=self.roles,
         )  # fmt: skip
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
         listener, server = bind(web), make_server(make_app(sources), web)

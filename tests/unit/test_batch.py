@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gpuvigil_agent.batch import FORGET_S, BatchBuilder, Sealed
 from gpuvigil_agent.samplers.base import Sample
 from gpuvigil_protos.catalog import CATALOG, GPU_TEMPERATURE_CELSIUS
-from gpuvigil_protos.codec import SERIES_PER_NODE_MAX, blocks_crc, unpack_float32
+from gpuvigil_protos.codec import GROUPS_PER_NODE_MAX, SERIES_PER_NODE_MAX, blocks_crc, unpack_float32
 
 METRICS = list(CATALOG.values())[:4]
 Read = dict[tuple[str, str], float]
@@ -114,3 +114,34 @@ def test_a_series_explosion_is_cut_off_and_counted() -> None:
     assert builder.series == SERIES_PER_NODE_MAX and builder.overflow == 7
     [one] = builder.flush()
     assert one.samples == SERIES_PER_NODE_MAX
+
+
+def step(builder: BatchBuilder, job: int, at_s: float) -> None:
+    builder.add_step(f"rank:j{job}/0", job + 1, at_s, samples({("rank_step", f"rank:j{job}/0"): float(job)}))
+
+
+def steps_of(sealed: list[Sealed]) -> list[int]:
+    return sorted(tick for one in sealed for block in one.batch.blocks for tick in block.tick_ns)
+
+
+def test_many_short_jobs_never_have_more_groups_than_the_wire_allows() -> None:
+    builder = BatchBuilder()
+    builder.add(1, 0.0, 1.0, samples({(METRICS[0].name, "node"): 1.0}))
+    sealed: list[Sealed] = []
+    for job in range(3 * GROUPS_PER_NODE_MAX):
+        step(builder, job, float(job))
+        assert len(builder.dictionary().groups) <= GROUPS_PER_NODE_MAX
+        if job % 7 == 0:
+            sealed += builder.flush()
+    sealed += builder.flush()
+    assert set(steps_of(sealed)) >= set(range(1, 3 * GROUPS_PER_NODE_MAX + 1))
+    assert all(len(one.dictionary.groups) <= GROUPS_PER_NODE_MAX for one in sealed)
+
+
+def test_a_rank_that_has_ended_leaves_with_its_last_steps_kept() -> None:
+    builder = BatchBuilder()
+    for job in range(5):
+        step(builder, job, 0.0)
+    builder.keep_ranks({"rank:j3/0"})
+    assert [group.series[0].entity for group in builder.dictionary().groups] == ["rank:j3/0"]
+    assert steps_of(builder.flush()) == [1, 2, 3, 4, 5]

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.jobs import families as job_families
+from gpuvigil_collector.export.repairs import families as repair_families
 from gpuvigil_collector.export.view import View, health_detail
 from gpuvigil_collector.goodput.report import families as goodput_families
 from gpuvigil_collector.incidents.incident import Incident
@@ -62,6 +63,7 @@ class FleetCollector(Collector):
         yield from _incidents(view)
         yield from job_families(view.jobs)
         yield from goodput_families(view.goodput)
+        yield from repair_families(view.repair)
         yield from self._xids()
         yield from _ledger_families(ledger)
         yield from _ingest_families(self._ingest())

@@ -10,6 +10,7 @@ from gpuvigil_collector.export.jobs import JobView
 from gpuvigil_collector.export.recent import LATELY, Losses
 from gpuvigil_collector.goodput.report import GoodputView
 from gpuvigil_collector.incidents.incident import Incident, by_job
+from gpuvigil_collector.repair.stage import RepairView
 from gpuvigil_collector.saves.request import SaveRequest
 from gpuvigil_collector.topology import ONE_DOMAIN
 from gpuvigil_detectors.base import NodeFact, Snapshot
@@ -33,6 +34,7 @@ class View:
     jobs: tuple[JobView, ...] = ()
     goodput: tuple[GoodputView, ...] = ()
     saves: tuple[SaveRequest, ...] = ()
+    repair: RepairView = field(default_factory=RepairView)
     not_opened: int = 0
     lately: Losses = _NONE
     learning: Mapping[str, Any] = field(default_factory=dict)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from gpuvigil_collector.ingest.refusal import RefusedError, show
 from gpuvigil_collector.ingest.ring import FAST, SLOW
 from gpuvigil_protos.catalog import CATALOG
+from gpuvigil_protos.codec import GROUPS_PER_NODE_MAX
 from gpuvigil_protos.entity import is_valid_entity, job_and_rank_of, kind_of
 from gpuvigil_protos.v1 import stream_pb2 as pb
 
 _METRIC_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,99}\Z")
 _FAST_MAX_NS: Final = 1_000_000_000
 _PERIOD_MAX_NS: Final = 86_400 * 1_000_000_000
-GROUPS_MAX: Final = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,9 +61,9 @@ def parse(message: pb.Dictionary, series_max: int) -> Dictionary:
     total = sum(len(group.series) for group in message.groups)
     if total > series_max:
         raise RefusedError("too_many_series", f"series: expected at most {series_max}, got {total}")
-    if len(message.groups) > GROUPS_MAX:
+    if len(message.groups) > GROUPS_PER_NODE_MAX:
         raise RefusedError(
-            "too_many_series", f"groups: expected at most {GROUPS_MAX}, got {len(message.groups)}"
+            "too_many_series", f"groups: expected at most {GROUPS_PER_NODE_MAX}, got {len(message.groups)}"
         )
     seen: set[tuple[str, str]] = set()
     groups: dict[int, Columns] = {}

@@ -38,7 +38,6 @@ GAP_REASONS: Final = frozenset(  # what our agents say; all other words are one 
 )
 _DAY_NS: Final = 86_400 * 1_000_000_000
 _PAST_NS: Final = 366 * _DAY_NS
-_BLOCKS_MAX: Final = 64
 
 CLASSES: Final = {pb.CLASS_METRICS: "metrics", pb.CLASS_EVENTS: "events"}
 KINDS: Final = {
@@ -84,8 +83,10 @@ def check_batch(
         raise RefusedError(
             "unknown_series", f"dictionary_version: expected {have}, got {batch.dictionary_version}"
         )
-    if len(batch.blocks) > _BLOCKS_MAX:
-        raise RefusedError("bad_length", f"blocks: expected at most {_BLOCKS_MAX}, got {len(batch.blocks)}")
+    if len(batch.blocks) > codec.GROUPS_PER_NODE_MAX:
+        raise RefusedError(
+            "bad_length", f"blocks: expected at most {codec.GROUPS_PER_NODE_MAX}, got {len(batch.blocks)}"
+        )
     blocks = [_block(block, dictionary, now_ns) for block in batch.blocks] if dictionary else []
     if codec.blocks_crc(batch.blocks) != batch.crc:
         raise RefusedError("bad_crc", f"crc: expected that of the blocks, got {batch.crc:#010x}")

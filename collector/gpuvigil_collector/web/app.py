@@ -19,11 +19,14 @@ from starlette.routing import Route
 from gpuvigil_collector.export.metrics import render
 from gpuvigil_collector.export.view import View
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.repair.words import Word
 from gpuvigil_collector.saves.desk import RefusedError
 from gpuvigil_collector.saves.request import SaveRequest
-from gpuvigil_collector.web import rows
+from gpuvigil_collector.web import repair_rows, rows
 from gpuvigil_collector.web.guard import Guard
+from gpuvigil_collector.web.operator import Operator
 from gpuvigil_collector.web.query import VERSION, BadQueryError, Json, Query
+from gpuvigil_collector.web.roles import Roles
 from gpuvigil_protos import log
 
 _ASK_S: Final = 10.0
@@ -31,7 +34,8 @@ _PAGED: Final = ("limit", "cursor")
 _LINKS: Final = "\n".join(
     ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/jobs",
      "/api/v1/incidents", "/api/v1/incidents/ID", "/api/v1/goodput", "/api/v1/goodput/JOB", "/api/v1/saves",
-     "/api/v1/saves/ID", "/api/v1/ledger", "/metrics", "/healthz", ""]
+     "/api/v1/saves/ID", "/api/v1/remediation", "/api/v1/cases", "/api/v1/actions", "/api/v1/actions/ID",
+     "/api/v1/ledger", "/metrics", "/healthz", ""]
 )  # fmt: skip
 
 
@@ -46,16 +50,21 @@ class Sources:
     alive: Callable[[], bool]
     faults: Callable[[], list[str]]
     ask: Callable[..., Future[SaveRequest]]
+    say: Callable[[Word], Future[Any]]
+    roles: Roles
 
 
 def make_app(sources: Sources) -> Starlette:
     """Build the application. Endpoints are plain functions: they run in threads, beside the loop."""
-    api = _Api(sources)
+    operator = Operator(sources.roles, sources.say)
+    api = _Api(sources, operator)
     routes = {
         "/": api.index, "/healthz": api.healthz, "/metrics": api.metrics, "/api/v1/health": api.health,
         "/api/v1/nodes": api.nodes, "/api/v1/gpus": api.gpus, "/api/v1/jobs": api.jobs,
         "/api/v1/incidents": api.incidents,
         "/api/v1/saves": api.saves, "/api/v1/saves/{id}": api.save,
+        "/api/v1/remediation": api.remediation, "/api/v1/cases": api.cases,
+        "/api/v1/actions": api.actions, "/api/v1/actions/{id}": api.action,
         "/api/v1/goodput": api.goodput, "/api/v1/goodput/{job}": api.goodput_of,
         "/api/v1/incidents/{id}": api.incident, "/api/v1/ledger": api.ledger,
     }  # fmt: skip
@@ -64,7 +73,11 @@ def make_app(sources: Sources) -> Starlette:
         Route("/api/v1/jobs/{job}/restart", api.ask_restart, methods=["POST"]),
     ]
     app = Starlette(
-        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()), *asks],
+        routes=[
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()),
+            *asks,
+            *operator.routes(),
+        ],
         exception_handlers={
             BadQueryError: _bad_query,
             HTTPException: _http_error,
@@ -80,8 +93,8 @@ def make_app(sources: Sources) -> Starlette:
 class _Api:
     """One method an endpoint."""
 
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+    def __init__(self, sources: Sources, operator: Operator) -> None:
+        self._sources, self._operator = sources, operator
 
     def index(self, request: Request) -> Response:
         Query.of(request.query_params.multi_items(), ())
@@ -124,13 +137,19 @@ class _Api:
     def ask_save(self, request: Request) -> Response:
         """Ask a job for a checkpoint; the next tick answers. 409 with the reason where it is not asked."""
         Query.of(request.query_params.multi_items(), ())
-        return self._asked(self._sources.ask(request.path_params["job"], "operator"))
+        person = self._operator.permit(request, "operator")
+        if isinstance(person, Response):
+            return person
+        return self._asked(self._sources.ask(request.path_params["job"], person.name))
 
     def ask_restart(self, request: Request) -> Response:
         """Ask a job's launchers to restart it; `force=1` also one that makes steps. Answers as ask_save."""
         query = Query.of(request.query_params.multi_items(), ("force",))
         force = query.choice("force", ("0", "1")) == "1"
-        return self._asked(self._sources.ask(request.path_params["job"], "operator", "restart", force=force))
+        person = self._operator.permit(request, "operator")
+        if isinstance(person, Response):
+            return person
+        return self._asked(self._sources.ask(request.path_params["job"], person.name, "restart", force=force))
 
     def _asked(self, future: Future[SaveRequest]) -> Response:
         try:
@@ -156,6 +175,38 @@ class _Api:
         for one in self._sources.view().saves:
             if one.id == request.path_params["id"]:
                 return _json({"version": VERSION, **rows.save(one)})
+        raise HTTPException(404)
+
+    def remediation(self, request: Request) -> Response:
+        """Say how repair stands."""
+        Query.of(request.query_params.multi_items(), ())
+        return _json(repair_rows.remediation(self._sources.view().repair))
+
+    def cases(self, request: Request) -> Response:
+        """List the cases of repair, newest first."""
+        query = Query.of(request.query_params.multi_items(), _PAGED)
+        page = query.page(
+            self._sources.view().repair.cases, lambda one: (-one.opened_ns, one.id),
+            lambda shown: [repair_rows.case(one) for one in shown],
+        )  # fmt: skip
+        return _json(page)
+
+    def actions(self, request: Request) -> Response:
+        """List what was decided and done, newest first."""
+        query, view = Query.of(request.query_params.multi_items(), _PAGED), self._sources.view().repair
+        page = query.page(
+            view.actions, lambda one: (-one.decided_ns, one.proposal.id),
+            lambda shown: [repair_rows.action(one, view.verdicts.get(one.proposal.id)) for one in shown],
+        )  # fmt: skip
+        return _json(page)
+
+    def action(self, request: Request) -> Response:
+        Query.of(request.query_params.multi_items(), ())
+        view = self._sources.view().repair
+        for one in view.actions:
+            if one.proposal.id == request.path_params["id"]:
+                row = repair_rows.action(one, view.verdicts.get(one.proposal.id))
+                return _json({"version": VERSION, **row})
         raise HTTPException(404)
 
     def goodput(self, request: Request) -> Response:
@@ -193,7 +244,7 @@ class _Api:
         page = query.page(
             [one for one in known.values() if one.opened_ns >= since_ns],
             lambda one: (-one.opened_ns, one.id),
-            lambda shown: [rows.incident(one, view.now_ns) for one in shown],
+            lambda shown: [rows.incident(one, view) for one in shown],
         )
         return _json(page)
 
@@ -203,7 +254,7 @@ class _Api:
         one: Incident | None = view.open.get(id_) or view.resolved.get(id_)
         if one is None:
             raise HTTPException(404)
-        return _json(rows.incident_whole(one, view.now_ns, self._sources.journal(one.id)))
+        return _json(rows.incident_whole(one, view, self._sources.journal(one.id)))
 
     def ledger(self, request: Request) -> Response:
         query = Query.of(request.query_params.multi_items(), _PAGED)

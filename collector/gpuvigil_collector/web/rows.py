@@ -14,12 +14,14 @@ from gpuvigil_collector.goodput.report import GoodputView
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.saves.request import SaveRequest
 from gpuvigil_collector.topology import Topology
+from gpuvigil_collector.web.repair_rows import action, case, state_of
 from gpuvigil_detectors.base import Finding, GpuFact, NodeFact
 from gpuvigil_protos import entity as names
 from gpuvigil_protos.catalog import CATALOG
 
 Json = dict[str, Any]
 _GPU_METRICS: Final = tuple(metric.name for metric in CATALOG.values() if metric.entity_kind == "gpu")
+_SIMILAR_MAX: Final = 5
 _AGE_MAX_S: Final = 90.0  # the slowest GPU group comes once a minute; older is absent, not old
 
 
@@ -99,15 +101,16 @@ def _latest(entities: list[str], view: View) -> dict[str, dict[str, float]]:
     return wanted
 
 
-def incident(one: Incident, now_ns: int) -> Json:
+def incident(one: Incident, view: View) -> Json:
     """One row of /incidents."""
+    resolved = one.state == "resolved"
     return {
         "id": one.id,
         "fingerprint": one.fingerprint,
         "class": one.fault_class,
         "scope": one.scope,
         "severity": one.severity,
-        "state": one.state,
+        "state": state_of(one.id, one.fingerprint, resolved, view.repair),
         "node": one.node,
         "target": one.target,
         "cause": one.cause,
@@ -116,16 +119,33 @@ def incident(one: Incident, now_ns: int) -> Json:
         "resolved_ns": one.resolved_ns,
         "findings": len(one.findings),
         "gpus": one.gpus,
-        "gpu_hours": round(one.gpu_hours(now_ns), 6),
+        "gpu_hours": round(one.gpu_hours(view.now_ns), 6),
         "synthetic": one.synthetic,
         "merged_into": one.merged_into or None,
     }
 
 
-def incident_whole(one: Incident, now_ns: int, journal: list[Json]) -> Json:
-    """Everything on one incident: its findings, cause first, and its journal."""
+def incident_whole(one: Incident, view: View, journal: list[Json]) -> Json:
+    """Everything on one incident: findings, cause first, what repair decided, its journal, its like."""
     findings = [finding(found, one.role(found)) for found in one.findings]
-    return {"version": 1} | incident(one, now_ns) | {"findings": findings, "journal": journal}
+    cases = [case(found) for found in view.repair.cases if found.incident == one.id]
+    actions = [
+        action(found, view.repair.verdicts.get(found.proposal.id))
+        for found in view.repair.actions if found.proposal.incident == one.id
+    ]  # fmt: skip
+    whole = {"findings": findings, "cases": cases, "actions": actions, "similar": similar(one, view)}
+    return {"version": 1} | incident(one, view) | whole | {"journal": journal}
+
+
+def similar(one: Incident, view: View) -> list[Json]:
+    """Return other incidents of the same fault, or else of the same class and node, newest first."""
+    known = [other for other in (*view.resolved.values(), *view.open.values()) if other.id != one.id]
+    same = [other for other in known if other.fingerprint == one.fingerprint] or [
+        other for other in known if (other.fault_class, other.node) == (one.fault_class, one.node)
+    ]
+    newest = sorted(same, key=lambda other: -other.opened_ns)[:_SIMILAR_MAX]
+    return [{"id": other.id, "class": other.fault_class, "target": other.target,
+             "opened_ns": other.opened_ns, "resolved_ns": other.resolved_ns} for other in newest]  # fmt: skip
 
 
 def finding(found: Finding, role: str) -> Json:

@@ -1,0 +1,236 @@
+"""The write-ahead store: every action's transition, and the cases, on disk before what follows from them.
+
+A store that is broken, locked, full, of another version or gone gives no past, and without a past the kernel
+allows nothing. What was lost is never replaced by an empty file in silence: `actions.mark` beside it says
+that there was one, until a person removes the mark.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from gpuvigil_collector import action_rows
+from gpuvigil_collector.action import HARMLESS, Action, Past
+from gpuvigil_protos import log
+
+_AGAIN_S: Final = 5.0  # a store that cannot be opened is tried again so often
+_PRUNE_EVERY: Final = 200  # writes
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """One transition that the journal has not taken yet: the action as it became."""
+
+    sequence: int
+    action: Action
+
+
+class ActionStore:
+    """Any thread may call. What cannot be read or written gives None or False and is told in `fault`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.fault = ""
+        self.failures = 0
+        self._path, self._mark = directory / "actions.sqlite", directory / "actions.mark"
+        self._log = log.get("actions")
+        self._lock = threading.RLock()
+        self._database: sqlite3.Connection | None = None
+        self._tried = float("-inf")
+        self._writes = 0
+        self._use(lambda _: None)
+
+    def write(self, action: Action) -> bool:
+        """Keep the action and its transition; True once both are on disk."""
+
+        def put(database: sqlite3.Connection) -> bool:
+            with database:
+                action_rows.put(database, action)
+            self._writes += 1
+            if self._writes % _PRUNE_EVERY == 0:
+                action_rows.prune(database, action.changed_ns)
+            return True
+
+        return bool(self._use(put))
+
+    def get(self, action_id: str) -> Action | None:
+        """Return one action; None where there is none, or nothing can be read (then `fault` says so)."""
+        query = "SELECT body FROM actions WHERE id = ?"
+        rows = self._use(lambda database: database.execute(query, (action_id,)).fetchall())
+        return action_rows.action(rows[0][0]) if rows and not self._unreadable([rows[0][0]]) else None
+
+    def unended(self) -> list[Action] | None:
+        """Return what was intended, issued or ambiguous when it was last written, oldest first."""
+        query = (
+            "SELECT body FROM actions WHERE state IN ('intended', 'issued', 'ambiguous') ORDER BY changed_ns"
+        )
+        rows = self._use(lambda database: database.execute(query).fetchall())
+        return (
+            None
+            if rows is None or self._unreadable([b for (b,) in rows])
+            else [action_rows.action(b) for (b,) in rows]
+        )
+
+    def past(self, now_ns: int) -> tuple[Past, ...] | None:
+        """Return what had, or may have had, an effect in the last 28 days, and every hold that stands still.
+
+        None when it cannot be read whole: then nothing is known, and nothing may be done.
+        """
+        marks = ",".join("?" * len(action_rows.EFFECT)), ",".join("?" * len(HARMLESS))
+        query = (
+            f"SELECT body, holds FROM actions WHERE holds = 1 OR (state IN ({marks[0]}) "  # noqa: S608
+            f"AND kind NOT IN ({marks[1]}) AND changed_ns >= ?) ORDER BY changed_ns"
+        )
+        values = (*action_rows.EFFECT, *sorted(HARMLESS), now_ns - action_rows.KEEP_NS)
+        rows = self._use(lambda database: database.execute(query, values).fetchall())
+        if rows is None or self._unreadable([body for body, _ in rows]):
+            return None
+        return tuple(action_rows.past(action_rows.action(body), holds=bool(holds)) for body, holds in rows)
+
+    def no_longer_held(self, node: str) -> bool:
+        """Count no hold of ours on the node any more: a look told that it is gone (a person took it away)."""
+
+        def put(database: sqlite3.Connection) -> bool:
+            with database:
+                database.execute("UPDATE actions SET holds = 0 WHERE node = ?", (node,))
+            return True
+
+        return bool(self._use(put))
+
+    def untold(self, limit: int = 1000) -> list[Told]:
+        """Return the transitions that the journal has not taken, oldest first."""
+        query = "SELECT sequence, body FROM transitions ORDER BY sequence LIMIT ?"
+        rows = self._use(lambda database: database.execute(query, (limit,)).fetchall()) or []
+        if self._unreadable([body for _, body in rows]):
+            return []
+        return [Told(sequence=sequence, action=action_rows.action(body)) for sequence, body in rows]
+
+    def told(self, sequence: int) -> bool:
+        """Forget the transitions up to this one: the journal has them on disk."""
+
+        def drop(database: sqlite3.Connection) -> bool:
+            with database:
+                database.execute("DELETE FROM transitions WHERE sequence <= ?", (sequence,))
+            return True
+
+        return bool(self._use(drop))
+
+    def put_case(self, case_id: str, body: str) -> bool:
+        """Keep a case's record, JSON that only its writer reads; True once it is on disk."""
+
+        def put(database: sqlite3.Connection) -> bool:
+            with database:
+                database.execute("INSERT OR REPLACE INTO cases VALUES (?, ?)", (case_id, body))
+            return True
+
+        return bool(self._use(put))
+
+    def forget_case(self, case_id: str) -> bool:
+        """Forget a case."""
+
+        def drop(database: sqlite3.Connection) -> bool:
+            with database:
+                database.execute("DELETE FROM cases WHERE id = ?", (case_id,))
+            return True
+
+        return bool(self._use(drop))
+
+    def cases(self) -> dict[str, str] | None:
+        """Return every case's record by its id; None when they cannot be read."""
+        rows = self._use(lambda database: database.execute("SELECT id, body FROM cases").fetchall())
+        return None if rows is None else dict(rows)
+
+    def case(self, case_id: str) -> str | None:
+        """Return one case's record, None where there is none (or `fault` says why)."""
+        query = "SELECT body FROM cases WHERE id = ?"
+        row = self._use(lambda database: database.execute(query, (case_id,)).fetchone())
+        return str(row[0]) if row else None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+                self._database, self._tried = None, float("inf")
+
+    def _use(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
+        """Do `work` on the open file; the one place where its faults end."""
+        with self._lock:
+            try:
+                database = self._opened()
+                if database is None:
+                    return None
+                result = work(database)
+            except (sqlite3.Error, OSError) as error:
+                self._failed(f"actions cannot be kept ({error}): nothing is done")
+                if not isinstance(error, sqlite3.OperationalError | OSError):
+                    self._look_again()
+                return None
+            if self.fault.startswith("actions cannot be kept"):
+                self.fault = ""
+            return result
+
+    def _look_again(self) -> None:
+        """Close a file that turned out broken: the next use opens it, checks it and puts it aside."""
+        if self._database is not None:
+            self._database.close()
+            self._database, self._tried = None, float("-inf")
+
+    def _failed(self, why: str) -> None:
+        self.failures += 1
+        if why != self.fault:
+            self._log.error("actions_fault", why=why)
+        self.fault = why
+
+    def _unreadable(self, bodies: list[str]) -> bool:
+        for body in bodies:
+            try:
+                action_rows.action(body)
+            except (msgspec.MsgspecError, TypeError) as error:
+                self._failed(
+                    f"an action on record cannot be read ({error}): nothing is done until a person has looked "
+                    f"at the nodes and removed {self._path.name} and {self._mark.name}"
+                )
+                return True
+        return False
+
+    def _opened(self) -> sqlite3.Connection | None:
+        """Return the open file, or try again when it is time."""
+        if self._database is None and time.monotonic() - self._tried >= _AGAIN_S:
+            self._tried = time.monotonic()
+            self._database = self._open()
+        return self._database
+
+    def _open(self) -> sqlite3.Connection | None:
+        """Open it; put aside one that is broken. Raises sqlite3.OperationalError: the file may be well."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._mark.exists() and not self._path.exists():
+            self._failed(
+                f"{self._path.name} is gone: what was done in 28 days is not known, so nothing is done until "
+                f"a person has looked at the nodes and removed {self._mark.name}"
+            )
+            return None
+        try:
+            database = action_rows.connect(self._path, new=not self._mark.exists())
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            self._mark.touch()
+            aside = self._path.with_suffix(f".broken-{time.time_ns()}")
+            action_rows.move_aside(self._path, aside)
+            self._failed(
+                f"{self._path.name} was not readable ({error}) and is kept as {aside.name}: nothing is done "
+                f"until a person has looked at the nodes and removed {self._mark.name}"
+            )
+            return None
+        self._mark.touch()
+        self.fault = ""
+        return database

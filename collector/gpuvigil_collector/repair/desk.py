@@ -1,0 +1,165 @@
+"""The desk of repair: opens a case for each incident that policy acts on and takes it forward, once a tick.
+
+What operators say comes in by `ask` from any thread and is answered at the next tick.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from gpuvigil_collector.action import HARMLESS
+from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.policy import Policy
+from gpuvigil_collector.repair.case import Case
+from gpuvigil_collector.repair.hands import SafeHands
+from gpuvigil_collector.repair.needs import Scenery
+from gpuvigil_collector.repair.walk import Scene, Walk
+from gpuvigil_detectors.base import FactEvent
+from gpuvigil_protos import entity as names
+
+CASES_MAX: Final = 2000
+_KEPT_NS: Final = 28 * 86400 * 1_000_000_000
+_SECOND_NS: Final = 1_000_000_000
+_ASKED_MAX: Final = 1000
+
+
+class RepairDesk:
+    """One thread calls `tick`; `ask` may be called by any."""
+
+    def __init__(self, policy: Policy, hands: SafeHands) -> None:
+        self.policy, self.hands, self.kept = policy, hands, hands.kept
+        self._walk = Walk(policy, hands)
+        self._seen = {(case.incident, case.playbook) for case in self.kept.cases.values()}
+        self._asked: deque[tuple[Callable[[RepairDesk, int], Any], Future[Any]]] = deque()
+        self._lock = threading.Lock()
+        self.drills: list[FactEvent] = []
+
+    def ask(self, what: Callable[[RepairDesk, int], Any]) -> Future[Any]:
+        """Have `what` called with the desk and the time at the next tick; the future gets what it returns."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if len(self._asked) >= _ASKED_MAX:
+                future.set_exception(RuntimeError("too many requests wait for the brain"))
+            else:
+                self._asked.append((what, future))
+        return future
+
+    def tick(self, scenery: Scenery) -> None:
+        """Hear operators and the executor, open cases, take each forward, keep what changed."""
+        now_ns = scenery.now_ns
+        self.hands.look_at(scenery)
+        self._hear(now_ns)
+        for action in self.hands.executor.results() if self.hands.executor is not None else ():
+            self.hands.take(action)
+        if self.kept.marks is not None:
+            self.kept.marks.expire(now_ns)
+        busy = {(case.node, case.synthetic) for case in self.running}
+        for incident in scenery.open.values():
+            self._open(incident, busy, now_ns)
+        scene = Scene(now_ns=now_ns, open=scenery.open, jobs=self._jobs_on, troubled=self._troubled)
+        for case in self.running:
+            self._walk.advance(case, scene)
+            if case.ended:
+                self._closed(case, now_ns)
+        self._forget(now_ns)
+        self.kept.save()
+
+    @property
+    def running(self) -> list[Case]:
+        """Cases that have not ended, oldest first."""
+        return [case for case in self.kept.cases.values() if not case.ended]
+
+    def actionable(self, now_ns: int, window_s: float) -> tuple[tuple[str, int], ...]:
+        """Faults that asked for more than words lately, for the storm breaker: (node, when)."""
+        since_ns = now_ns - int(window_s * _SECOND_NS)
+        return tuple(
+            (case.node, case.opened_ns)
+            for case in self.kept.cases.values()
+            if case.opened_ns >= since_ns and not case.synthetic
+        )
+
+    def take_drills(self) -> tuple[FactEvent, ...]:
+        """Return the synthetic events that operators asked for since the last call."""
+        drills, self.drills = tuple(self.drills), []
+        return drills
+
+    def acts(self, playbook: str) -> bool:
+        """Whether a playbook does more than tell people."""
+        return any(step.do not in HARMLESS for step in self.policy.playbook[playbook].steps)
+
+    def _hear(self, now_ns: int) -> None:
+        with self._lock:
+            asked = list(self._asked)
+            self._asked.clear()
+        for what, future in asked:
+            if not future.set_running_or_notify_cancel():
+                continue  # who asked has gone: what nobody hears the answer of is not done
+            try:
+                future.set_result(what(self, now_ns))
+            except Exception as error:  # noqa: BLE001 - it is raised again where the answer is waited for
+                future.set_exception(error)
+
+    def _open(self, incident: Incident, busy: set[tuple[str, bool]], now_ns: int) -> None:
+        """Begin a case where policy names a playbook that this incident has not had.
+
+        One case a node, and one drill: what is still wrong when it ends gets its own.
+        """
+        partition = self._partition(incident.node)
+        playbook = self.policy.playbook_for(incident.fault_class, incident.severity, partition)
+        key = (incident.id, playbook)
+        if key in self._seen or not incident.node or not self.acts(playbook):
+            return
+        if len(self.kept.cases) >= CASES_MAX or (incident.node, incident.synthetic) in busy:
+            return
+        busy.add((incident.node, incident.synthetic))
+        case = Case(
+            id=secrets.token_hex(4), incident=incident.id, fingerprint=incident.fingerprint,
+            fault_class=incident.fault_class, node=incident.node, target=incident.target,
+            cause=incident.cause[:300], playbook=playbook, opened_ns=now_ns, step_began_ns=now_ns,
+            gpu=names.gpu_uuid_of(incident.target.partition("/")[2]) or "", partition=partition,
+            synthetic=incident.synthetic,
+        )  # fmt: skip
+        self._seen.add(key)
+        self.kept.cases[case.id] = case
+        detail = f"{playbook} for {incident.fault_class} on {incident.target}"
+        self.hands.tell(now_ns, "case_opened", detail, incident.id)
+
+    def _closed(self, case: Case, now_ns: int) -> None:
+        if case.outcome == "returned" and self.kept.marks is not None:
+            self.kept.marks.returned[case.node] = now_ns
+        last = case.trail[-1].what if case.trail else ""
+        self.hands.tell(now_ns, "case_ended", f"{case.outcome}: {last}", case.incident)
+
+    def _partition(self, node: str) -> str:
+        nodes = self.hands.scenery.state.nodes
+        return nodes[node].partition if nodes is not None and node in nodes else ""
+
+    def _jobs_on(self, node: str) -> tuple[str, ...]:
+        """Jobs that run on a node, as far as anyone says."""
+        state = self.hands.scenery.state
+        if state.nodes is None or state.jobs is None or node not in state.nodes:
+            return ()
+        return tuple(job for job in state.nodes[node].jobs if job not in state.jobs or state.jobs[job].nodes)
+
+    def _troubled(self, case: Case) -> str:
+        """What else holds on a case's node that policy acts on."""
+        for incident in self.hands.scenery.open.values():
+            other = incident.node == case.node and incident.id != case.incident
+            if other and not incident.synthetic:
+                playbook = self.policy.playbook_for(incident.fault_class, incident.severity, case.partition)
+                if self.acts(playbook):
+                    return f"{incident.fault_class} on {incident.target} [{incident.id}]"
+        return ""
+
+    def _forget(self, now_ns: int) -> None:
+        """Drop cases that ended long ago, and the oldest of them beyond the bound; one that holds stays."""
+        ended = [case for case in self.kept.cases.values() if case.ended and not case.held]
+        many = len(self.kept.cases) - CASES_MAX // 2
+        for place, case in enumerate(sorted(ended, key=lambda case: case.ended_ns)):
+            if place < many or now_ns - case.ended_ns > _KEPT_NS:
+                self.kept.drop(case.id)

@@ -1,0 +1,271 @@
+"""The hands of repair: every effect of a case goes through here, past the safety kernel, to the executor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from gpuvigil_collector.action import (
+    ON_JOB,
+    Action,
+    ActionState,
+    FleetState,
+    JobState,
+    Kind,
+    Proposal,
+    Verdict,
+)
+from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.policy import Step
+from gpuvigil_collector.repair.case import Case
+from gpuvigil_collector.repair.evidence import signals_of
+from gpuvigil_collector.repair.needs import NOTHING, Executor, Saves, Scenery
+from gpuvigil_collector.repair.store import Kept
+from gpuvigil_collector.repair.walk import Word
+
+ACTIONS_MAX: Final = 5000
+_ASK_AGAIN_NS: Final = 5_000_000_000
+_AGAIN_A_TICK: Final = 50  # of those that were denied; what is new is always judged at once
+_SECOND_NS: Final = 1_000_000_000
+
+
+@dataclass(slots=True, kw_only=True)
+class SafeHands:
+    """walk.Hands for one desk. judge: safety.authorise. tell: one journal entry (ns, what, detail, incident).
+
+    actions and verdicts: the newest of each id, for readers and for `why`; oldest first, bounded.
+    """
+
+    kept: Kept
+    executor: Executor | None
+    saves: Saves
+    judge: Callable[[FleetState, Proposal, int], Verdict]
+    tell: Callable[[int, str, str, str], None]
+    keep_evidence: Callable[[Case, Incident | None], None]
+    clean_wait_base_s: float
+    approval_s: float
+    actions: dict[str, Action] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    scenery: Scenery = NOTHING
+    decisions: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    _again: int = 0
+
+    def load(self) -> None:
+        """Take back the actions of an earlier run that cases still wait for."""
+        names = [case.action for case in self.kept.cases.values() if case.action]
+        found = [self.kept.records.get(name) for name in names]
+        self.actions = {action.proposal.id: action for action in found if action is not None}
+
+    def harmless(self, case: Case, kind: Kind) -> None:
+        """Tell people, or keep evidence; changes nothing."""
+        incident = self.scenery.open.get(case.incident)
+        if kind == "capture_evidence":
+            self.keep_evidence(case, incident)
+        if kind == "hand_over":
+            self.tell(self.scenery.now_ns, kind, case.trail[-1].what if case.trail else "", case.incident)
+
+    def clean_wait_s(self, case: Case) -> float:
+        """The clean wait, doubled for each relapse within 24 h."""
+        marks = self.kept.marks
+        relapses = marks.relapses(case.node, self.scenery.now_ns) if marks is not None else 0
+        return self.clean_wait_base_s * float(2 ** min(relapses, 6))
+
+    def offender(self, case: Case) -> bool:
+        """Whether only a person may return this node."""
+        marks = self.kept.marks
+        return marks is None or marks.is_offender(case.node, self.scenery.now_ns)
+
+    def save(self, case: Case, step: Step, job: str) -> Word:
+        """Ask a job for a checkpoint, once that is allowed; then say how it goes."""
+        if case.action:
+            return self.saves.stands(job, case.incident)
+        if self._too_soon(case):
+            return Word("waits", case.waits)
+        verdict, proposal = self._judged(case, step, job)
+        if not verdict.allowed:
+            return Word("waits", case.waits)
+        if verdict.effect == "none":
+            self._decided(proposal, "would", verdict)
+            return Word("would", f"would ask {job} for a checkpoint")
+        # recommend: a save takes nothing from anyone, and its owner has opted in; but nobody asked for it
+        if verdict.effect == "recommend":
+            self._decided(proposal, "would", verdict)
+            return Word("failed", f"{job} is not asked: the mode is recommend")
+        case.action = proposal.id
+        self._decided(proposal, "issued", verdict)
+        self.saves.begin(job, case.incident)
+        return Word("waits", f"{job} was asked for a checkpoint")
+
+    def effect(self, case: Case, step: Step, job: str) -> Word:
+        """Have an effect, or say how it stands."""
+        if case.action:
+            action = self.actions.get(case.action)
+            if action is None:
+                return Word("lost", f"the record of {case.action} is lost: look before anything is done")
+            return self._stands(case, step, action)
+        return Word("waits", case.waits) if self._too_soon(case) else self._begin(case, step, job)
+
+    def _begin(self, case: Case, step: Step, job: str) -> Word:
+        """Ask the kernel, and do what verdict and mode allow."""
+        verdict, proposal = self._judged(case, step, job)
+        if not verdict.allowed:
+            return Word("waits", case.waits)
+        if verdict.effect == "none":
+            self._decided(proposal, "would", verdict)
+            return Word("would", f"would {step.do} {job or proposal.node}: allowed, and the mode is observe")
+        if self.executor is None or step.do not in self.executor.kinds:
+            self._decided(proposal, "failed", verdict)
+            return Word("lost", f"nothing is configured here that can {step.do}")
+        case.action = proposal.id
+        if verdict.effect == "recommend" or verdict.needs_approval:
+            self._decided(proposal, "awaiting", verdict)
+            return Word("waits", f"a person's approval of {proposal.id}")
+        self.executor.submit(self._decided(proposal, "proposed", verdict))
+        return Word("waits", f"{step.do} of {job or proposal.node} is under way")
+
+    def approve(self, action_id: str, by: str, now_ns: int) -> Action:
+        """Judge an action that waits for a person once more, with the approval, and have it carried out.
+
+        Raises KeyError for one that does not wait, PermissionError with the gate that denies it now.
+        """
+        action = self.actions[action_id]
+        if action.state != "awaiting" or self.executor is None:
+            raise KeyError(action_id)
+        case = self.kept.cases[action.proposal.case]
+        proposal = replace(action.proposal, approved_by=by)
+        verdict = self.judge(self._state_for(case), proposal, now_ns)
+        self.verdicts[action_id] = verdict
+        if not verdict.allowed or verdict.effect == "none":
+            detail = next((gate.detail for gate in verdict.gates if gate.name == verdict.gate), "observe")
+            raise PermissionError(f"{verdict.gate or 'mode'}: {detail}")
+        self.tell(now_ns, "approved", f"{action_id} by {by}", proposal.incident)
+        self.executor.submit(self._decided(proposal, "proposed", verdict))
+        return self.actions[action_id]
+
+    def reject(self, action_id: str, by: str, why: str, now_ns: int) -> Action:
+        """Take an action that waits off the table. Raises KeyError for one that does not wait."""
+        action = self.actions[action_id]
+        if action.state != "awaiting":
+            raise KeyError(action_id)
+        said = f"rejected by {by}: {why}"
+        self.tell(now_ns, "rejected", f"{action_id}: {said}", action.proposal.incident)
+        return self._keep(replace(action, state="rejected", outcome=said, changed_ns=now_ns))
+
+    def take(self, action: Action) -> None:
+        """Take in how an action ended."""
+        self._keep(action)
+        self.tell(
+            action.changed_ns or self.scenery.now_ns, f"action_{action.state}",
+            f"{action.proposal.id}: {action.outcome}", action.proposal.incident,
+        )  # fmt: skip
+
+    def _stands(self, case: Case, step: Step, action: Action) -> Word:
+        now_ns, name = self.scenery.now_ns, action.proposal.id
+        if action.state == "awaiting":
+            if now_ns - action.decided_ns <= self.approval_s * _SECOND_NS:
+                return Word("waits", f"a person's approval of {name}")
+            self.tell(now_ns, "approval_expired", name, case.incident)
+            self._keep(replace(action, state="expired", changed_ns=now_ns))
+            return Word("rejected", f"nobody approved {name} in time")
+        if action.state == "rejected":
+            return Word("rejected", action.outcome)
+        if action.state == "done":
+            if step.do == "hold" and not case.held and self.kept.marks is not None:
+                self.kept.marks.treat(case.node, now_ns)
+            return Word("done", action.outcome)
+        if action.state in {"failed", "denied", "expired"}:
+            return Word("failed", action.outcome)
+        return Word("waits", f"{step.do} of {action.proposal.job or case.node}: {action.state}")
+
+    def _too_soon(self, case: Case) -> bool:
+        """Whether a denied case waits still: a few seconds, and in a storm for its turn."""
+        if not case.asked_ns:
+            return False
+        if self.scenery.now_ns - case.asked_ns < _ASK_AGAIN_NS or self._again >= _AGAIN_A_TICK:
+            return True
+        self._again += 1
+        return False
+
+    def look_at(self, scenery: Scenery) -> None:
+        """Begin a tick."""
+        self.scenery, self._again = scenery, 0
+
+    def _judged(self, case: Case, step: Step, job: str) -> tuple[Verdict, Proposal]:
+        """Ask the kernel; a denial is told when its gate changes, not each time."""
+        now_ns = self.scenery.now_ns
+        state = self._state_for(case)
+        proposal = self._proposal(case, step, job, state)
+        verdict = self.judge(state, proposal, now_ns)
+        case.asked_ns = now_ns
+        if verdict.trips_breaker and self.kept.marks is not None and not self.kept.marks.breaker_ns:
+            self.kept.marks.breaker_ns = now_ns
+            self.tell(now_ns, "breaker_tripped", _reason(verdict), case.incident)
+        if not verdict.allowed:
+            case.waits = f"{verdict.gate}: {_reason(verdict)}"
+            if case.denied_by != verdict.gate:
+                case.denied_by = verdict.gate
+                self._decided(proposal, "denied", verdict)
+        return verdict, proposal
+
+    def _state_for(self, case: Case) -> FleetState:
+        """The fleet with this case's own knowledge of checkpoints."""
+        state = self.scenery.state
+        if state.jobs is None or not case.jobs:
+            return state
+        jobs: dict[str, JobState] = dict(state.jobs)
+        for name, checkpoint in case.jobs.items():
+            if name in jobs:
+                jobs[name] = replace(jobs[name], checkpoint=checkpoint)
+        return replace(state, jobs=jobs)
+
+    def _proposal(self, case: Case, step: Step, job: str, state: FleetState) -> Proposal:
+        incident = self.scenery.open.get(case.incident)
+        if incident is not None:
+            case.evidence = list(signals_of(incident.findings))
+        known = state.nodes.get(case.node) if state.nodes is not None else None
+        affected = state.jobs.get(job) if job and state.jobs is not None else None
+        gpus = affected.gpus if affected is not None else known.gpus if known is not None else 0
+        return Proposal(
+            id=case.action_id(step.do, job), case=case.id, incident=case.incident,
+            fault_class=case.fault_class, playbook=case.playbook, step=case.step, kind=step.do,
+            node=case.node, reason=case.cause, gpu=case.gpu if step.do == "reset_gpu" else "",
+            job=job if step.do in ON_JOB else "", gpus=1 if step.do == "reset_gpu" else gpus,
+            deadline_s=float(step.within), evidence=tuple(case.evidence), synthetic=case.synthetic,
+        )  # fmt: skip
+
+    def _decided(self, proposal: Proposal, state: ActionState, verdict: Verdict) -> Action:
+        """Journal a decision with every gate's word, and keep the action."""
+        now_ns = self.scenery.now_ns
+        self.verdicts[proposal.id] = verdict
+        self.decisions[proposal.kind, state, verdict.gate] += 1
+        gates = "; ".join(f"{g.name} {'ok' if g.passed else 'DENIES'} ({g.detail})" for g in verdict.gates)
+        target = proposal.job or proposal.gpu or proposal.node
+        self.tell(
+            now_ns, f"decision_{state}", f"{proposal.id} {proposal.kind} {target}: {gates}", proposal.incident
+        )
+        known = (self.scenery.state.nodes or {}).get(proposal.node)
+        action = Action(
+            domain=known.domain if known else "",
+            partition=known.partition if known else "",
+            proposal=proposal,
+            state=state,
+            interrupts=verdict.interrupts,
+            decided_ns=now_ns,
+            changed_ns=now_ns,
+        )
+        return self._keep(replace(action, outcome=_reason(verdict) if state == "denied" else ""))
+
+    def _keep(self, action: Action) -> Action:
+        self.actions[action.proposal.id] = action
+        self.kept.records.write(action)
+        while len(self.actions) > ACTIONS_MAX:
+            oldest = next(iter(self.actions))
+            del self.actions[oldest]
+            self.verdicts.pop(oldest, None)
+        return action
+
+
+def _reason(verdict: Verdict) -> str:
+    return next((gate.detail for gate in verdict.gates if gate.name == verdict.gate), "")

@@ -1,0 +1,94 @@
+"""Repair as one stage of the tick: the state of the fleet, the work of the desk, rows for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from gpuvigil_collector.action import Action, Fence, FleetState, Verdict
+from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.repair.case import Case
+from gpuvigil_collector.repair.desk import RepairDesk
+from gpuvigil_collector.repair.fleet import SchedulerView, Sources, with_fleet
+from gpuvigil_collector.repair.marks import Marks
+from gpuvigil_collector.repair.needs import Scenery
+from gpuvigil_collector.repair.settings import Remediation
+from gpuvigil_detectors.base import NodeFact
+from gpuvigil_detectors.training.jobs import Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairView:
+    """What readers see of repair after a tick. Copies: nothing of it changes any more."""
+
+    mode: str = "observe"
+    marks: Marks | None = None
+    cases: tuple[Case, ...] = ()
+    actions: tuple[Action, ...] = ()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    decisions: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    fence: Fence | None = None
+    fault: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Repair:
+    """One thread calls `tick`. scheduler, fence, silenced, paused are asked each tick and answer at once.
+
+    paused: a pause that was made without us, as by a file; "" for none.
+    """
+
+    desk: RepairDesk
+    settings: Remediation
+    domains: Mapping[str, str]
+    scheduler: Callable[[], SchedulerView | None]
+    fence: Callable[[], Fence | None]
+    silenced: Callable[[], Mapping[str, str]]
+    paused: Callable[[], str]
+    view: RepairView = field(default_factory=RepairView)
+
+    def tick(
+        self,
+        now_ns: int,
+        nodes: Mapping[str, NodeFact],
+        jobs: Mapping[str, Job],
+        opened: Mapping[str, Incident],
+    ) -> None:
+        """Judge and act on what is open now."""
+        state = self._state(now_ns, nodes, jobs)
+        self.desk.tick(Scenery(now_ns=now_ns, open=opened, state=state))
+        hands = self.desk.hands
+        self.view = RepairView(
+            mode=self.settings.mode,
+            marks=msgspec.structs.replace(self.desk.kept.marks) if self.desk.kept.marks is not None else None,
+            cases=tuple(msgspec.structs.replace(case) for case in self.desk.kept.cases.values()),
+            actions=tuple(hands.actions.values()),
+            verdicts=dict(hands.verdicts),
+            decisions=dict(hands.decisions),
+            fence=state.fence,
+            fault=self.desk.kept.records.fault,
+        )
+
+    def _state(self, now_ns: int, nodes: Mapping[str, NodeFact], jobs: Mapping[str, Job]) -> FleetState:
+        marks, limits = self.desk.kept.marks, self.settings.limits.limits()
+        said = self.paused()
+        if marks is not None and marks.paused is not None:
+            said = f"{marks.paused.by}: {marks.paused.why}"
+        base = FleetState(
+            mode=self.settings.mode,
+            partition_modes=self.settings.partition_modes,
+            paused=said,
+            past=self.desk.kept.records.past(now_ns),
+            actionable=self.desk.actionable(now_ns, limits.storm_window_s),
+            breaker_ns=marks.breaker_ns if marks is not None else None,
+            fence=self.fence(),
+            limits=limits,
+        )
+        sources = Sources(
+            nodes=nodes, jobs=jobs, view=self.scheduler(), marks=marks, cases=self.desk.kept.cases.values(),
+            scheduled=self.settings.scheduler in {"slurm", "kubernetes"}, domains=self.domains,
+            silenced=self.silenced(),
+        )  # fmt: skip
+        return with_fleet(base, sources, now_ns)

@@ -1,0 +1,154 @@
+"""One node with a job, a desk of repair over it, effects that the test decides, a clock that it moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gpuvigil_collector import policy
+from gpuvigil_collector.action import (
+    Action,
+    FleetState,
+    Gate,
+    JobState,
+    Kind,
+    NodeState,
+    Past,
+    Proposal,
+    Verdict,
+)
+from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.repair.case import Case
+from gpuvigil_collector.repair.desk import RepairDesk
+from gpuvigil_collector.repair.hands import SafeHands
+from gpuvigil_collector.repair.needs import Scenery
+from gpuvigil_collector.repair.store import Kept
+from gpuvigil_collector.repair.walk import Word
+
+SECOND = 1_000_000_000
+START = 1_800_000_000 * SECOND
+CLEAN_S = 900.0
+ALL: frozenset[Kind] = frozenset(
+    {"hold", "release", "move_job", "stop_job", "reset_gpu", "reboot", "validate"}
+)
+
+
+class Memory:
+    """Records in memory: what the action store promises, without a disk."""
+
+    def __init__(self) -> None:
+        self.fault = ""
+        self.rows: dict[str, str] = {}
+        self.kept: dict[str, Action] = {}
+
+    def put_case(self, case_id: str, body: str) -> bool:
+        self.rows[case_id] = body
+        return True
+
+    def forget_case(self, case_id: str) -> bool:
+        return self.rows.pop(case_id, None) is not None
+
+    def cases(self) -> dict[str, str] | None:
+        return dict(self.rows)
+
+    def write(self, action: Action) -> bool:
+        self.kept[action.proposal.id] = action
+        return True
+
+    def get(self, action_id: str) -> Action | None:
+        return self.kept.get(action_id)
+
+    def past(self, now_ns: int) -> tuple[Past, ...] | None:
+        return ()
+
+
+class Effects:
+    """An executor whose effects the test decides; `asked` is what an outsider would have seen."""
+
+    def __init__(self, kinds: frozenset[Kind] = ALL) -> None:
+        self.kinds = kinds
+        self.asked: list[tuple[Kind, str]] = []
+        self.fails: dict[Kind, str] = {}
+        self.silent: set[Kind] = set()
+        self._ended: list[Action] = []
+
+    def submit(self, action: Action) -> None:
+        proposal = action.proposal
+        self.asked.append((proposal.kind, proposal.job or proposal.gpu or proposal.node))
+        if proposal.kind in self.silent:
+            return
+        why = self.fails.get(proposal.kind)
+        self._ended.append(replace(action, state="failed" if why else "done", outcome=why or "seen"))
+
+    def results(self) -> list[Action]:
+        ended, self._ended = self._ended, []
+        return ended
+
+
+class Saves:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.word = Word("done", "step 40")
+
+    def begin(self, job: str, by: str) -> None:
+        self.asked.append(job)
+
+    def stands(self, job: str, by: str) -> Word:
+        return self.word
+
+
+class World:
+    """One node with a job, a desk over it, and a clock that the test moves."""
+
+    def __init__(self, records: Memory | None = None, kinds: frozenset[Kind] = ALL) -> None:
+        self.records = records or Memory()
+        self.effects, self.saves = Effects(kinds), Saves()
+        self.told: list[tuple[str, str]] = []
+        self.now_ns = START
+        self.mode: Any = "act"
+        self.denies = ""
+        self.open: dict[str, Incident] = {}
+        self.jobs: dict[str, JobState] = {"j1": JobState(job="j1", nodes=("n1", "n2"), gpus=16)}
+        kept = Kept(self.records)
+        kept.load()
+        self.desk = RepairDesk(
+            policy.load(),
+            SafeHands(
+                kept=kept, executor=self.effects, saves=self.saves, judge=self._judge,
+                tell=lambda _ns, what, detail, _incident: self.told.append((what, detail)),
+                keep_evidence=lambda _case, _incident: None, clean_wait_base_s=CLEAN_S, approval_s=3600.0,
+            ),
+        )  # fmt: skip
+        self.desk.hands.load()
+
+    def _judge(self, state: FleetState, proposal: Proposal, now_ns: int) -> Verdict:
+        effect: Any = {"observe": "none", "recommend": "recommend", "act": "act"}[state.mode or "observe"]
+        gate = Gate(name=self.denies or "mode", passed=not self.denies, detail="as the test says")
+        return Verdict(allowed=not self.denies, gate=self.denies, gates=(gate,), effect=effect)
+
+    def fault(self, fault_class: str, node: str = "n1", identity: str = "i1") -> None:
+        self.open[identity] = Incident(
+            id=identity, fingerprint=f"f-{identity}", fault_class=fault_class, scope="gpu",
+            severity="critical",
+            state="open", node=node, target=f"{node}/gpu:GPU-1", cause="it broke",
+            lead_start_ns=self.now_ns, opened_ns=self.now_ns, seen_ns=self.now_ns,
+        )  # fmt: skip
+
+    def tick(self, times: int = 1, seconds: float = 1.0) -> None:
+        for _ in range(times):
+            self.now_ns += int(seconds * SECOND)
+            running = {job for job, state in self.jobs.items() if state.nodes}
+            nodes = {name: NodeState(node=name, gpus=8, jobs=tuple(sorted(running))) for name in ("n1", "n2")}
+            state = FleetState(mode=self.mode, nodes=nodes, jobs=self.jobs)
+            self.desk.tick(Scenery(now_ns=self.now_ns, open=self.open, state=state))
+
+    @property
+    def case(self) -> Case:
+        return next(reversed(self.desk.kept.cases.values()))
+
+    @property
+    def kinds(self) -> list[Kind]:
+        return [kind for kind, _ in self.effects.asked]
+
+    def end_job(self) -> None:
+        self.jobs = {"j1": replace(self.jobs["j1"], nodes=())}
