@@ -74,7 +74,7 @@ PROGRAMS = ("scontrol", "sinfo", "squeue", "scancel")
 
 
 def programs(folder: Path, body: str, *replaced: str) -> str:
-    """Return a folder with Slurm's programs, of which `replaced` are a script instead; $real is the real one."""
+    """Return a folder with Slurm's programs; `replaced` are a script instead; $real is the real one."""
     for name in PROGRAMS:
         real = shutil.which(name)
         assert real is not None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 import subprocess
+from pathlib import Path
 
 import pytest
 from integration.slurm_actions import Recorder, action, actuator, fence
-from integration.slurm_lab import SlurmLab, until
+from integration.slurm_lab import NODES, SlurmLab, until
 
 from gpuvigil_collector.action import Kind, RefusedError
 from gpuvigil_collector.slurm import reason
@@ -145,6 +146,26 @@ def test_hostile_words_in_a_reason(slurm: SlurmLab) -> None:
     assert mark is not None and mark.incidents == ("inc-7",) and len(mark.head) <= 60
     assert slurm.node("gn1")["state_flags"] == ["DRAIN"]
     assert written.split(" [")[0] in slurm.run("sinfo", "-R", "-h", "-o", "%60E")
+
+
+def test_uninstall_as_documented_gives_back_what_is_ours_alone(slurm: SlurmLab) -> None:
+    """The lines of docs/slurm.md, run as they stand there."""
+    docs = (Path(__file__).resolve().parents[2] / "docs/slurm.md").read_text()
+    lines = docs.partition("```sh\n")[2].partition("```")[0]
+    actuator(slurm).apply(action("hold", "gn1"), fence())
+    actuator(slurm).apply(action("hold", "gn4", incident="inc-8"), fence())
+    actuator(slurm).apply(action("hold", "gn4", incident="inc-9"), fence())
+    edited = slurm.node("gn1")["reason"] + " mine now"
+    slurm.run("scontrol", "update", "nodename=gn2", "state=drain", f"reason={edited}")
+    slurm.run("scontrol", "update", "nodename=gn3", "state=drain", "reason=bad PSU")
+    slurm.run("sh", "-euc", lines)
+    assert {n: slurm.node(n)["reason"] for n in NODES} == {
+        "gn1": "",
+        "gn2": edited,
+        "gn3": "bad PSU",
+        "gn4": "",
+    }
+    assert [n for n in NODES if "DRAIN" in slurm.node(n)["state_flags"]] == ["gn2", "gn3"]
 
 
 def _admin(slurm: SlurmLab, what: str) -> None:

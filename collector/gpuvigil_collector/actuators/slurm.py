@@ -27,8 +27,8 @@ _LOOK_S: Final = 10.0
 class SlurmActuator:
     """An `Actuator` over one Slurm cluster. clock: ns since the epoch, for the lease.
 
-    A command whose answer was lost may lie in the queue of a slurmctld that stands, and have its effect once that
-    goes on: a look that then says absent is believed by the executor after a while alone.
+    A command whose answer was lost may lie in the queue of a slurmctld that stands, and have its effect once
+    that goes on: the executor believes a look that then says absent only after a while.
     """
 
     settings: SlurmSettings
