@@ -93,8 +93,9 @@ def test_any_hostlist_is_bounded(text: str) -> None:
     ("text", "count", "indices"),
     [
         ("gpu:h100:8", 8, ()), ("gpu:8(S:0-1)", 8, (0, 1)), ("gpu:h100:4(IDX:0-3)", 4, (0, 1, 2, 3)),
-        ("gpu:a100:3(IDX:0,2-3),nic:1(IDX:0)", 3, (0, 2, 3)), ("nic:2", 0, ()), ("", 0, ()),
-        ("gpu:h100:0(IDX:N/A)", 0, ()), ("shard:8,gpu:h100:2(IDX:6-7)", 2, (6, 7)), ("notgpu:4", 0, ()), ("(null)", 0, ()),
+        ("gpu:a100:3(IDX:0,2-3),nic:1(IDX:0)", 3, (0, 2, 3)), ("nic:2", 0, ()),
+        ("gpu:h100:0(IDX:N/A)", 0, ()), ("shard:8,gpu:h100:2(IDX:6-7)", 2, (6, 7)), ("notgpu:4", 0, ()),
+        ("(null)", 0, ()), ("", 0, ()),
     ],
 )  # fmt: skip
 def test_gres(text: str, count: int, indices: tuple[int, ...]) -> None:
