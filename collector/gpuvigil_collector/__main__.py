@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gpuvigil_collector.action_store import ActionStore
+from gpuvigil_collector.anchor import Anchor
 from gpuvigil_collector.brain import Brain
 from gpuvigil_collector.command_line import Arguments, parse
 from gpuvigil_collector.config import CollectorConfig, Detection
@@ -149,6 +150,7 @@ def _pipeline(
     )  # fmt: skip
     pipeline = Pipeline(
         store=store,
+        anchor=Anchor(Path(config.journal.anchor) if config.journal.anchor else state / "journal.anchor"),
         structural=Structural(),
         rules=rules,
         training=Training(),

@@ -220,18 +220,13 @@ ENDED: Final[frozenset[ActionState]] = frozenset({"denied", "would", "done", "fa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A proposal and what became of it. before: what a look told before the effect (boot id, restarts).
-
-    outcome: for people; once it is issued, not empty means that the actuator took it. actuator: whose it is,
-    also after a restart with another configuration. domain, partition: of the node, when it was decided.
-    interrupts: the running jobs that it ends, as its verdict said. issued_ns: 0 before it was issued.
-    """
+    """A proposal and what became of it. outcome: for people; once issued, "" until the actuator took it."""
 
     proposal: Proposal
     state: ActionState
     attempt: int = 1
     generation: int = 0
-    before: str = ""
+    before: str = ""  # a look's token before the effect: boot id, restarts
     outcome: str = ""
     decided_ns: int = 0
     changed_ns: int = 0

@@ -63,21 +63,15 @@ class ActionStore:
 
     def get(self, action_id: str) -> Action | None:
         """Return one action; None where there is none, or nothing can be read (then `fault` says so)."""
-        query = "SELECT body FROM actions WHERE id = ?"
-        rows = self._use(lambda database: database.execute(query, (action_id,)).fetchall())
-        return action_rows.action(rows[0][0]) if rows and not self._unreadable([rows[0][0]]) else None
+        found = self._decoded(self._bodies("SELECT body FROM actions WHERE id = ?", (action_id,)))
+        return found[0] if found else None
 
     def unended(self) -> list[Action] | None:
         """Return what was intended, issued or ambiguous when it was last written, oldest first."""
         query = (
             "SELECT body FROM actions WHERE state IN ('intended', 'issued', 'ambiguous') ORDER BY changed_ns"
         )
-        rows = self._use(lambda database: database.execute(query).fetchall())
-        return (
-            None
-            if rows is None or self._unreadable([b for (b,) in rows])
-            else [action_rows.action(b) for (b,) in rows]
-        )
+        return self._decoded(self._bodies(query))
 
     def past(self, now_ns: int) -> tuple[Past, ...] | None:
         """Return what had, or may have had, an effect in the last 28 days, and every hold that stands still.
@@ -91,9 +85,11 @@ class ActionStore:
         )
         values = (*action_rows.EFFECT, *sorted(HARMLESS), now_ns - action_rows.KEEP_NS)
         rows = self._use(lambda database: database.execute(query, values).fetchall())
-        if rows is None or self._unreadable([body for body, _ in rows]):
+        actions = self._decoded(None if rows is None else [body for body, _ in rows])
+        if rows is None or actions is None:
             return None
-        return tuple(action_rows.past(action_rows.action(body), holds=bool(holds)) for body, holds in rows)
+        holds = [bool(row[1]) for row in rows]
+        return tuple(action_rows.past(one, holds=held) for one, held in zip(actions, holds, strict=True))
 
     def no_longer_held(self, node: str) -> bool:
         """Count no hold of ours on the node any more: a look told that it is gone (a person took it away)."""
@@ -109,9 +105,8 @@ class ActionStore:
         """Return the transitions that the journal has not taken, oldest first."""
         query = "SELECT sequence, body FROM transitions ORDER BY sequence LIMIT ?"
         rows = self._use(lambda database: database.execute(query, (limit,)).fetchall()) or []
-        if self._unreadable([body for _, body in rows]):
-            return []
-        return [Told(sequence=sequence, action=action_rows.action(body)) for sequence, body in rows]
+        actions = self._decoded([body for _, body in rows]) or []
+        return [Told(sequence=row[0], action=one) for row, one in zip(rows, actions, strict=False)]
 
     def told(self, sequence: int) -> bool:
         """Forget the transitions up to this one: the journal has them on disk."""
@@ -190,17 +185,22 @@ class ActionStore:
             self._log.error("actions_fault", why=why)
         self.fault = why
 
-    def _unreadable(self, bodies: list[str]) -> bool:
-        for body in bodies:
-            try:
-                action_rows.action(body)
-            except (msgspec.MsgspecError, TypeError) as error:
-                self._failed(
-                    f"an action on record cannot be read ({error}): nothing is done until a person has looked "
-                    f"at the nodes and removed {self._path.name} and {self._mark.name}"
-                )
-                return True
-        return False
+    def _decoded(self, bodies: list[str] | None) -> list[Action] | None:
+        """Read the bodies; None when one of them cannot be read: a part of the past is not the past."""
+        if bodies is None:
+            return None
+        try:
+            return [action_rows.action(body) for body in bodies]
+        except msgspec.MsgspecError as error:
+            self._failed(
+                f"an action on record cannot be read ({error}): nothing is done until a person has looked at "
+                f"the nodes and removed {self._path.name} and {self._mark.name}"
+            )
+            return None
+
+    def _bodies(self, query: str, values: tuple[object, ...] = ()) -> list[str] | None:
+        """Return the first column of a query, None when it cannot be read."""
+        return self._use(lambda database: [row[0] for row in database.execute(query, values)])
 
     def _opened(self) -> sqlite3.Connection | None:
         """Return the open file, or try again when it is time."""

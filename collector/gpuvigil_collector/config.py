@@ -9,6 +9,7 @@ import msgspec
 
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_collector.repair.settings import Remediation
+from gpuvigil_collector.slurm.settings import SlurmSettings
 from gpuvigil_protos import settings
 from gpuvigil_protos.settings import ConfigError, Seconds, Tls, is_loopback
 
@@ -60,10 +61,14 @@ class Nodes(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
 
 
 class JournalSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """The SQLite journal in the state directory: how much and how long it keeps."""
+    """The SQLite journal in the state directory: how much and how long it keeps.
+
+    anchor: the file that gets its head each minute, "" for journal.anchor in the state directory.
+    """
 
     entries_max: int = 200_000
     keep: Seconds = Seconds(90 * 86400)
+    anchor: str = ""
 
 
 class Tick(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -99,6 +104,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     nodes: Nodes = Nodes()
     saves: SaveSettings = SaveSettings()
     remediation: Remediation = Remediation()
+    slurm: SlurmSettings = SlurmSettings()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")
@@ -118,6 +124,7 @@ def load(path: Path | None, overrides: list[str]) -> CollectorConfig:
 def _check(config: CollectorConfig, origin: str) -> None:
     config.ingest.check(origin)
     config.remediation.check(origin)
+    config.slurm.check(f"{origin}: slurm")
     config.web.tls.check(f"{origin}: web")
     split_address(config.web.address, f"{origin}: web.address")
     split_address(config.ingest.address, f"{origin}: ingest.address")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gpuvigil_collector import anchor
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.incidents.tracker import Change
 from gpuvigil_protos import log
@@ -38,7 +39,7 @@ CREATE INDEX IF NOT EXISTS journal_incident ON journal(incident, sequence);
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """An entry that changes no incident: about one, or about none ("")."""
+    """An entry that is no change of an incident: about one (decisions, actions), or about none ("")."""
 
     time_ns: int
     what: str
@@ -105,7 +106,7 @@ class Journal:
                 self._log.error("journal_incident_unreadable", error=str(error))
 
     def note(self, notes: list[Note]) -> None:
-        """Append entries that change no incident, with the next `record`."""
+        """Append entries that are no change of an incident, with the next `record`."""
         self._backlog += notes
 
     def record(self, changes: list[Change], touched: Iterable[Incident]) -> None:
@@ -172,14 +173,45 @@ class Journal:
             rows = database.execute(query, (incident, limit)).fetchall()
         return [{"time_ns": time_ns, "what": what, "detail": detail} for time_ns, what, detail in rows]
 
-    def verify(self) -> int | None:
-        """Walk the chain; return the first sequence that does not fit, None when all do."""
+    def anchored(self, now_ns: int) -> anchor.Head:
+        """Return the head as it is now, for the anchor."""
+        try:
+            (oldest,) = self._database.execute("SELECT min(sequence) FROM journal").fetchone()
+        except sqlite3.Error:  # a later head shows what this one cannot
+            oldest = None
+        return anchor.Head(time_ns=now_ns, sequence=self._sequence, hash=self.head, oldest=oldest or 0)
+
+    @property
+    def on_disk(self) -> bool:
+        """Tell whether it is a file, not memory alone."""
+        return "mode=memory" not in self._uri
+
+    @property
+    def sequence(self) -> int:
+        """The newest entry's number."""
+        return self._sequence
+
+    def verify(self, heads: Sequence[anchor.Head] = ()) -> int | None:
+        """Walk the chain; return the first sequence that does not fit, None when all do.
+
+        With the anchored heads it finds also what was rewritten with its hashes, cut off or taken out; a
+        journal that cannot be read does not fit.
+        """
         previous: str | None = None
-        for *entry, before, digest in self._database.execute("SELECT * FROM journal ORDER BY sequence"):
-            if (previous is not None and before != previous) or entry_hash(before, tuple(entry)) != digest:
-                return int(entry[0])
-            previous = digest
-        return None if previous in {None, self.head} else self._sequence
+        hashes: dict[int, str] = {}
+        newest_ns = 0
+        try:
+            for *entry, before, digest in self._database.execute("SELECT * FROM journal ORDER BY sequence"):
+                follows = previous is None or (before == previous and entry[0] - 1 in hashes)
+                if not follows or entry_hash(before, tuple(entry)) != digest:
+                    return int(entry[0])
+                previous, hashes[entry[0]], newest_ns = digest, digest, max(newest_ns, entry[1])
+        except (sqlite3.Error, AttributeError, TypeError, ValueError):  # other columns or types than ours
+            return max(hashes, default=0) + 1
+        if previous not in {None, self.head}:
+            return self._sequence
+        kept = anchor.Kept(hashes=hashes, entries_max=self.entries_max, keep_ns=int(self.keep_s * 1e9))
+        return anchor.misfit(heads, kept, newest_ns)
 
     def close(self) -> None:
         """Close the file; further calls fail."""

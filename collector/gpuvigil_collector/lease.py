@@ -155,7 +155,7 @@ class SqliteLease:
         )
 
     def renew(self) -> None:
-        """Take or renew the lease once. What fails is told in `fault`; a lease that is held runs out by itself."""
+        """Take or renew it once. What fails is told in `fault`; a lease that is held runs out by itself."""
         with self._lock:
             steady, wall = self._clock.steady(), self._clock.wall()
             try:
@@ -203,7 +203,7 @@ class SqliteLease:
         return row.generation + 1 if self._free(row, steady) else 0
 
     def _free(self, row: _Row, steady: int) -> bool:
-        """Tell whether its time is over. Another boot's clock says nothing: then it must stand still so long."""
+        """Tell whether its time is over. Another boot's clock says nothing: it must stand still so long."""
         if row.boot == self._boot:
             if row.until_steady_ns - steady > row.lease_ns:
                 raise ValueError("its record ends later than a lease can")

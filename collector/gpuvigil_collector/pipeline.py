@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from gpuvigil_collector.anchor import Anchor
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.jobs import job_view
 from gpuvigil_collector.export.recent import Recent, totals_of
@@ -94,6 +95,7 @@ class Pipeline:
     retire: Retire
     counts: Counts
     view: View
+    anchor: Anchor | None = None
     _stages: list[Stage] = field(init=False)
     _statistical_findings: list[Finding] = field(default_factory=list)
     _touched_ns: int = 0
@@ -174,6 +176,8 @@ class Pipeline:
         self.journal.record(tick.changes, self.tracker.open.values() if due else ())
         if not self.journal.waiting:
             self.store.mark_judged()
+        if self.anchor is not None and self.journal.on_disk and self.anchor.due(tick.now_ns):
+            self.anchor.export(self.journal.anchored(tick.now_ns))
 
     def _publish(self, tick: Tick) -> None:
         self.counts.count_changes(tick.changes)
@@ -198,9 +202,11 @@ class Pipeline:
             not_opened=self.tracker.not_opened,
             lately=self._recent.note(tick.now_ns, totals_of(self.store.counters(), self.tracker.not_opened)),
             learning=self.learned.detector.status() if self.learned is not None else {},
-            journal_fault=self.journal.fault,
+            journal_fault=self.journal.fault or (self.anchor.fault if self.anchor is not None else ""),
             journal_failures=self.journal.failures,
             journal_entries=self.journal.written,
+            journal_sequence=self.journal.sequence,
+            journal_head=self.journal.head,
         )
 
 

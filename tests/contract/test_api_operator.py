@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import httpx
 import pytest
@@ -86,10 +87,9 @@ def test_r10_pause_stops_what_waits_and_resume_lets_it_go_on(rig, api):
         rig.tick()
     assert api.get("/api/v1/remediation").json()["awaiting_approval"] != [], case_now(api)
     assert rig.effects.asked == []
-    assert ("operator_paused", "operator@site: looking at rack 3") in told(rig)
-    assert any(
-        what == "decision_denied" and "pause DENIES" in detail for what, detail in told(rig, incident.id)
-    )
+    assert any(what == "operator_paused" and "looking at rack 3" in detail for what, detail in told(rig))
+    denied = [json.loads(detail) for what, detail in told(rig, incident.id) if what == "action_denied"]
+    assert any(one.get("gate") == "pause" for one in denied)
 
 
 def test_an_approval_has_the_effect_and_carries_the_name(rig, api):
@@ -102,7 +102,8 @@ def test_an_approval_has_the_effect_and_carries_the_name(rig, api):
     assert answer.status_code == 200, answer.text
     rig.tick()
     assert rig.effects.asked == [("hold", "n0")]
-    assert ("approved", f"{waiting} by operator@site") in told(rig, incident.id)
+    [approval] = [detail for what, detail in told(rig, incident.id) if what == "operator_approve"]
+    assert json.loads(approval) == {"who": "operator@site", "why": waiting}
     assert say(rig, api, f"actions/{waiting}/approve").status_code == 409
     whole = api.get(f"/api/v1/incidents/{incident.id}").json()
     assert whole["cases"][0]["held"] and whole["state"] == "remediating"

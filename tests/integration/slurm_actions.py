@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from integration.slurm_lab import SlurmLab
 
+from gpuvigil_collector import process
 from gpuvigil_collector.action import Action, Fence, Kind, Proposal
-from gpuvigil_collector.actuators import process
 from gpuvigil_collector.actuators.slurm import SlurmActuator
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.settings import SlurmSettings
@@ -71,3 +72,21 @@ def actuator(lab: SlurmLab, recorder: Recorder | None = None, **settings: Any) -
     """The product's actuator over the lab."""
     client = SlurmClient(environment=client_env(lab), run=recorder or process.run)
     return SlurmActuator(settings=SlurmSettings(**settings), client=client)
+
+
+PROGRAMS = ("scontrol", "sinfo", "squeue", "scancel")
+
+
+def programs(folder: Path, body: str, *replaced: str) -> str:
+    """Return a folder with Slurm's programs; `replaced` are a script instead; $real is the real one."""
+    for name in PROGRAMS:
+        real = shutil.which(name)
+        assert real is not None
+        if name not in replaced:
+            (folder / name).symlink_to(real)
+            continue
+        (folder / name).write_text(
+            f'#!/bin/sh\nreal={real}\ncase $1 in --v*) exec $real "$@";; esac\n{body}\n'
+        )
+        (folder / name).chmod(0o755)
+    return str(folder)

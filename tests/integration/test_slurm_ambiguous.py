@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from integration.slurm_actions import Recorder, action, actuator, client_env, fence
+from integration.slurm_actions import Recorder, action, actuator, client_env, fence, programs
 from integration.slurm_lab import SlurmLab, until
 
 from gpuvigil_collector.action import AmbiguousError, Kind, RefusedError
@@ -68,24 +67,6 @@ def test_r4_slurmctld_stands_and_the_command_comes_through_late(slurm: SlurmLab,
     if kind == "move_job":
         until(lambda: slurm.job(job)["job_state"] == "RUNNING", "it runs again")
         assert slurm.job(job)["restart_cnt"] == 1
-
-
-PROGRAMS = ("scontrol", "sinfo", "squeue", "scancel")
-
-
-def programs(folder: Path, body: str, *replaced: str) -> str:
-    """Return a folder with Slurm's programs; `replaced` are a script instead; $real is the real one."""
-    for name in PROGRAMS:
-        real = shutil.which(name)
-        assert real is not None
-        if name not in replaced:
-            (folder / name).symlink_to(real)
-            continue
-        (folder / name).write_text(
-            f'#!/bin/sh\nreal={real}\ncase $1 in --v*) exec $real "$@";; esac\n{body}\n'
-        )
-        (folder / name).chmod(0o755)
-    return str(folder)
 
 
 @pytest.mark.parametrize("kind", ["hold", "move_job"])

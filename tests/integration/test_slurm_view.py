@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from integration.slurm_actions import action, actuator, client_env, fence
 from integration.slurm_lab import NODES, SlurmLab, until
 
-from gpuvigil_collector.repair.fleet import SeenNode
+from gpuvigil_collector.action import NodeState
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.hostlist import expand
 from gpuvigil_collector.slurm.view import SlurmView, read
@@ -22,8 +23,8 @@ def view(slurm: SlurmLab) -> SlurmView:
     return read(SlurmClient(environment=client_env(slurm)), time.time_ns(), 10)
 
 
-def state(slurm: SlurmLab, node: str) -> SeenNode:
-    return view(slurm).for_repair([node]).nodes[node]
+def state(slurm: SlurmLab, node: str, **known: Any) -> NodeState:
+    return view(slurm).node_state(NodeState(node=node, gpus=8, **known))
 
 
 def test_idle_cluster(slurm: SlurmLab) -> None:
@@ -33,12 +34,12 @@ def test_idle_cluster(slurm: SlurmLab) -> None:
         "gn1": (8, "rack1"), "gn2": (8, "rack1"), "gn3": (8, "rack2"), "gn4": (8, "rack2"),
     }  # fmt: skip
     assert seen.nodes["gn4"].partitions == ("gpu", "small")
-    assert state(slurm, "gn4") == SeenNode(partition="small", domain="rack2")
+    assert state(slurm, "gn4") == NodeState(node="gn4", gpus=8, partition="small", domain="rack2")
     assert seen.partition(seen.nodes["gn4"], ("gpu", "small")) == "gpu", (
         "one that the site configured goes first"
     )
     assert state(slurm, "gn1.example.org").domain == "rack1"
-    assert set(seen.for_repair(["gn1", "elsewhere"]).nodes) == {"gn1"}, "a node that Slurm does not know"
+    assert state(slurm, "elsewhere") == NodeState(node="elsewhere", gpus=8)
     assert seen.find("localhost") is None, "four nodes on one host: none is meant"
 
 
@@ -94,8 +95,9 @@ def test_a_dead_node_is_no_maintenance(slurm: SlurmLab) -> None:
     child.wait(timeout=10)
     try:
         until(lambda: slurm.node("gn3")["state"] == "down", "slurmctld misses it", 60)
-        found = state(slurm, "gn3")
-        assert found.maintenance == "" and found.dead and not state(slurm, "gn2").dead
+        found = state(slurm, "gn3", silent=True)
+        assert found.maintenance == "" and found.dead
+        assert not state(slurm, "gn3").dead, "its agent speaks: it is not dead"
     finally:
         slurm.start_node("gn3")
         until(lambda: slurm.node("gn3")["state"] == "idle", "it is back", 60)
@@ -117,8 +119,6 @@ def test_jobs(slurm: SlurmLab) -> None:
     assert task is not None and task.refusals == ("no_requeue", "array")
     assert state(slurm, "gn1").jobs == tuple(sorted((wide, theirs)))
     assert seen.job_state("gone") is None
-    named = seen.for_repair(["gn1.example.org"]).jobs[wide]
-    assert named.nodes == ("gn1.example.org", "gn2"), "by the names that gpuvigil uses"
 
 
 def test_hostlists_as_scontrol_reads_them(slurm: SlurmLab) -> None:

@@ -17,6 +17,7 @@ from gpuvigil_collector.action import (
     Proposal,
     Verdict,
 )
+from gpuvigil_collector.action_store import Told
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.desk import RepairDesk
@@ -70,19 +71,30 @@ class Effects:
         self.asked: list[tuple[Kind, str]] = []
         self.fails: dict[Kind, str] = {}
         self.silent: set[Kind] = set()
-        self._ended: list[Action] = []
+        self._ended: list[Told] = []
+        self.sequence = 0
+        self.records: Memory | None = None
 
-    def submit(self, action: Action) -> None:
+    def submit(self, action: Action) -> Action:
         proposal = action.proposal
+        if self.records is not None:
+            self.records.write(action)
         self.asked.append((proposal.kind, proposal.job or proposal.gpu or proposal.node))
         if proposal.kind in self.silent:
-            return
+            return action
         why = self.fails.get(proposal.kind)
-        self._ended.append(replace(action, state="failed" if why else "done", outcome=why or "seen"))
+        self.ends(replace(action, state="failed" if why else "done", outcome=why or "seen"))
+        return action
 
-    def results(self) -> list[Action]:
-        ended, self._ended = self._ended, []
-        return ended
+    def ends(self, action: Action) -> None:
+        self.sequence += 1
+        self._ended.append(Told(sequence=self.sequence, action=action))
+
+    def results(self) -> list[Told]:
+        return list(self._ended)
+
+    def told(self, sequence: int) -> None:
+        self._ended = [one for one in self._ended if one.sequence > sequence]
 
 
 class Saves:
@@ -103,6 +115,7 @@ class World:
     def __init__(self, records: Memory | None = None, kinds: frozenset[Kind] = ALL) -> None:
         self.records = records or Memory()
         self.effects, self.saves = Effects(kinds), Saves()
+        self.effects.records = self.records
         self.told: list[tuple[str, str]] = []
         self.now_ns = START
         self.mode: Any = "act"
@@ -115,7 +128,7 @@ class World:
             policy.load(),
             SafeHands(
                 kept=kept, executor=self.effects, saves=self.saves, judge=self._judge,
-                tell=lambda _ns, what, detail, _incident: self.told.append((what, detail)),
+                note=lambda notes: self.told.extend((one.what, one.detail) for one in notes),
                 keep_evidence=lambda _case, _incident: None, clean_wait_base_s=CLEAN_S, approval_s=3600.0,
             ),
         )  # fmt: skip

@@ -92,7 +92,7 @@ def play(seed: int, mode: str) -> tuple[Effects, Saves, Seen, list[str]]:
     kept.load()
     hands = SafeHands(
         kept=kept, executor=effects, saves=saves, judge=judge,
-        tell=lambda _ns, what, detail, _i: told.append(f"{what} {detail}"),
+        note=lambda notes: told.extend(f"{one.what} {one.detail}" for one in notes),
         keep_evidence=lambda _case, _incident: None, clean_wait_base_s=60.0, approval_s=3600.0,
     )  # fmt: skip
     desk = RepairDesk(policy.load(), hands)

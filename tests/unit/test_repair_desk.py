@@ -43,7 +43,7 @@ def test_a_denial_is_told_once_and_asked_again_until_it_is_allowed() -> None:
     world.fault("gpu_lost")
     world.tick(30)
     assert world.effects.asked == [] and world.saves.asked == []
-    assert [what for what, _ in world.told].count("decision_denied") == 1
+    assert [what for what, _ in world.told].count("action_denied") == 1
     assert world.case.waits == "budgets: as the test says"
     world.denies = ""
     world.tick(8)
@@ -66,10 +66,8 @@ def test_observe_has_no_effect_and_says_what_it_would_have_done() -> None:
     world.tick(60)
     assert world.effects.asked == [] and world.saves.asked == []
     assert world.case.outcome == "observed"
-    assert [detail.split()[1] for what, detail in world.told if what == "decision_would"] == [
-        "checkpoint",
-        "hold",
-    ]
+    would = [action.proposal.kind for action in world.desk.hands.actions.values() if action.state == "would"]
+    assert would == ["checkpoint", "hold"]
 
 
 def test_recommend_waits_for_a_person_and_does_it_then() -> None:
@@ -205,7 +203,7 @@ def test_a_restart_in_the_middle_does_nothing_twice() -> None:
     after.tick(60)
     assert after.effects.asked == []  # the reboot is under way: only the executor may tell its end
     (reboot,) = [action for action in after.desk.hands.actions.values() if action.proposal.kind == "reboot"]
-    after.effects._ended.append(replace(reboot, state="done", outcome="new boot id"))
+    after.effects.ends(replace(reboot, state="done", outcome="new boot id"))
     after.tick(3)
     assert after.kinds == ["validate"]
 

@@ -7,15 +7,16 @@ compare-and-set: each change follows a look of its own by milliseconds and is fo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from gpuvigil_collector import process
 from gpuvigil_collector.action import Action, Fence, Kind, Look, RefusedError
-from gpuvigil_collector.actuators import process
 from gpuvigil_collector.actuators.slurm_jobs import JobHands
 from gpuvigil_collector.actuators.slurm_nodes import NodeHands
 from gpuvigil_collector.actuators.slurm_send import Turn
+from gpuvigil_collector.actuators.tools import Tools, names
 from gpuvigil_collector.slurm.client import SlurmClient, UnknownError
 from gpuvigil_collector.slurm.settings import SlurmSettings
 
@@ -46,15 +47,21 @@ class SlurmActuator:
     def look(self, action: Action) -> Look:
         """Say whether the action's effect is in place. Never raises: unknown instead."""
         try:
+            names(action)
             return self._hands(action).look(action, min(_LOOK_S, self.settings.deadline))
         except (UnknownError, RefusedError) as error:
             return Look(state="unknown", detail=str(error))
 
     def apply(self, action: Action, fence: Fence) -> str:
         """Have the effect, once. Raises RefusedError or AmbiguousError."""
+        names(action)
         most_s = min(self.settings.call, action.proposal.deadline_s)
         turn = Turn.of(process.within(fence, most_s, self.clock()))
-        return self._hands(action).apply(action, fence, turn)
+        try:
+            self._nodes.check_generation(fence, turn.left_s())
+            return self._hands(action).apply(action, fence, turn)
+        except UnknownError as error:
+            raise RefusedError(f"nothing was sent: {error}") from error
 
     def _hands(self, action: Action) -> NodeHands | JobHands:
         if action.proposal.kind not in self.kinds:
@@ -64,6 +71,8 @@ class SlurmActuator:
         return self._nodes if action.proposal.kind in ("hold", "release") else self._jobs
 
 
-def make(settings: SlurmSettings) -> SlurmActuator:
-    """Make the actuator of a site's Slurm."""
-    return SlurmActuator(settings=settings, client=SlurmClient(folder=settings.folder))
+def make(tools: Tools) -> Iterator[SlurmActuator]:
+    """One where Slurm starts the work on the nodes."""
+    if tools.slurm is not None:
+        client = SlurmClient(folder=tools.slurm.folder)
+        yield SlurmActuator(settings=tools.slurm, client=client, clock=tools.now_ns)

@@ -41,11 +41,8 @@ class JobHands:
         return _judged(job, action)
 
     def apply(self, action: Action, fence: Fence, turn: Turn) -> str:
-        """Move or stop the job. Raises RefusedError or AmbiguousError."""
-        try:
-            job = self._job(action.proposal.job, turn.left_s())
-        except UnknownError as error:
-            raise RefusedError(f"nothing was sent: {error}") from error
+        """Move or stop the job. Raises RefusedError, AmbiguousError; UnknownError: nothing was sent."""
+        job = self._job(action.proposal.job, turn.left_s())
         look = _judged(job, action)
         if look.state == "done":
             return look.detail

@@ -29,12 +29,8 @@ class NodeHands:
         return _judged(node, action)
 
     def apply(self, action: Action, fence: Fence, turn: Turn) -> str:
-        """Hold or release the node. Raises RefusedError or AmbiguousError."""
-        try:
-            node = self._node(action.proposal.node, turn.left_s())
-        except UnknownError as error:
-            raise RefusedError(f"nothing was sent: {error}") from error
-        if node is None:
+        """Hold or release the node. Raises RefusedError, AmbiguousError; UnknownError: nothing was sent."""
+        if (node := self._node(action.proposal.node, turn.left_s())) is None:
             raise RefusedError(f"Slurm does not know the node {action.proposal.node}")
         look = _judged(node, action)
         if look.state == "done":
@@ -43,6 +39,16 @@ class NodeHands:
             raise RefusedError(f"{look.state}: {look.detail}")
         self._write(node, _wanted(node, action, fence), turn)
         return self._proof(action, node, turn)
+
+    def check_generation(self, fence: Fence, deadline_s: float) -> None:
+        """Refuse where a newer collector has written any node. Raises RefusedError, UnknownError."""
+        for record in self.client.nodes(deadline_s):
+            mark = slurm_nodes.read(record).mark
+            if mark is not None and mark.generation > fence.generation:
+                newer = mark.generation
+                raise RefusedError(
+                    f"{record.name}: written by generation {newer}, ours is {fence.generation}"
+                )
 
     def _write(self, node: SlurmNode, wanted: reason.Mark | None, turn: Turn) -> None:
         change = ("state=drain", f"reason={wanted.text()}") if wanted else ("state=undrain",)
@@ -73,9 +79,6 @@ def _judged(node: SlurmNode, action: Action) -> Look:
 def _wanted(node: SlurmNode, action: Action, fence: Fence) -> reason.Mark | None:
     """Return the mark that the node shall have, None for none. Raises RefusedError."""
     proposal, mark = action.proposal, node.mark
-    if mark is not None and mark.generation > fence.generation:
-        newer = mark.generation
-        raise RefusedError(f"{node.name} was written by generation {newer}, ours is {fence.generation}")
     try:
         if mark is None:
             return reason.make(proposal.fault_class, proposal.reason, proposal.incident, fence.generation)

@@ -127,6 +127,11 @@ def _own_state(view: View) -> Iterator[Metric]:
     yield _counter("gpuvigil_journal_entries", "Entries written since the start.", view.journal_entries)
     yield _counter("gpuvigil_journal_failures", "Writes to the journal that failed.", view.journal_failures)
     yield _gauge("gpuvigil_journal_healthy", "0 while it is not on disk.", float(not view.journal_fault))
+    yield _gauge("gpuvigil_journal_sequence", "Number of the journal's newest entry.", view.journal_sequence)
+    yield _gauge(
+        "gpuvigil_journal_head", "First 13 hexadecimal digits of the newest entry's hash, as a number.",
+        float(int(view.journal_head[:13] or "0", 16)),  # 52 bits: a float holds them exactly
+    )  # fmt: skip
 
 
 def _fleet(view: View) -> Iterator[Metric]:

@@ -41,6 +41,8 @@ class View:
     journal_fault: str = ""
     journal_failures: int = 0
     journal_entries: int = 0
+    journal_sequence: int = 0
+    journal_head: str = ""
 
     @property
     def learning_until_ns(self) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpuvigil_collector import policy, safety, site
 from gpuvigil_collector.action import Fence
-from gpuvigil_collector.journal import Journal, Note
+from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.repair.desk import RepairDesk
 from gpuvigil_collector.repair.fleet import SchedulerView
 from gpuvigil_collector.repair.hands import SafeHands
@@ -43,11 +43,8 @@ def make_repair(
     kept = Kept(records)
     kept.load()
 
-    def tell(time_ns: int, what: str, detail: str, incident: str) -> None:
-        journal.note([Note(time_ns=time_ns, what=what, detail=detail[:2000], incident=incident)])
-
     hands = SafeHands(
-        kept=kept, executor=executor, saves=Saving(saves), judge=safety.authorise, tell=tell,
+        kept=kept, executor=executor, saves=Saving(saves), judge=safety.authorise, note=journal.note,
         keep_evidence=Evidence(state / "evidence", senses.snapshot).keep,
         clean_wait_base_s=float(settings.clean_wait), approval_s=float(settings.approval_expires),
     )  # fmt: skip
@@ -55,4 +52,5 @@ def make_repair(
     return Repair(
         desk=RepairDesk(book, hands), settings=settings, domains=domains, scheduler=senses.scheduler,
         fence=senses.fence, silenced=senses.silenced, paused=senses.paused,
+        journal_has_all=lambda: not journal.waiting,
     )  # fmt: skip

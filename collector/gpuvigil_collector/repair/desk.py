@@ -54,14 +54,16 @@ class RepairDesk:
         now_ns = scenery.now_ns
         self.hands.look_at(scenery)
         self._hear(now_ns)
-        for action in self.hands.executor.results() if self.hands.executor is not None else ():
-            self.hands.take(action)
+        self.hands.hear(scenery.journal_has_all)
         if self.kept.marks is not None:
             self.kept.marks.expire(now_ns)
         busy = {(case.node, case.synthetic) for case in self.running}
         for incident in scenery.open.values():
             self._open(incident, busy, now_ns)
-        scene = Scene(now_ns=now_ns, open=scenery.open, jobs=self._jobs_on, troubled=self._troubled)
+        scene = Scene(
+            now_ns=now_ns, open=scenery.open, jobs=self._jobs_on, troubled=self._troubled,
+            movable=lambda job: scenery.scheduled is None or job in scenery.scheduled,
+        )  # fmt: skip
         for case in self.running:
             self._walk.advance(case, scene)
             if case.ended:

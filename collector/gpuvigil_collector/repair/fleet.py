@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final
 
 from gpuvigil_collector.action import FleetState, JobState, NodeState
 from gpuvigil_collector.repair.case import Case
@@ -16,28 +16,19 @@ VIEW_AGE_MAX_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeenNode:
-    """One node as its scheduler tells it; the words are those of action.NodeState."""
-
-    partition: str = ""
-    domain: str = ""
-    hold: Literal["none", "ours", "foreign"] = "none"
-    held_why: str = ""
-    maintenance: str = ""
-    remediator: str = ""
-    protected: str = ""
-    dead: bool = False
-    jobs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerView:
-    """What a scheduler told last. others: another remediator whose nodes are not split from ours."""
+    """What a scheduler told last.
+
+    adds: fills a node's state with what the scheduler says of it; as it was for a node that it does not know.
+    jobs: those that it runs, by name: what it can move. others: another remediator whose nodes are not split
+    from ours. paused: a pause that was made there, "" for none.
+    """
 
     at_ns: int
-    nodes: Mapping[str, SeenNode]
+    adds: Callable[[NodeState], NodeState]
     jobs: Mapping[str, JobState]
     others: str = ""
+    paused: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,48 +50,48 @@ class Sources:
 
 def with_fleet(base: FleetState, sources: Sources, now_ns: int) -> FleetState:
     """Fill nodes and jobs in. What is not known stays None: a scheduler's word that is missing or old."""
-    view = sources.view
+    view, marks = sources.view, sources.marks
     if sources.scheduled and (view is None or now_ns - view.at_ns > VIEW_AGE_MAX_S * 1e9):
         return replace(base, nodes=None, jobs=None)
-    if sources.marks is None:
+    if marks is None:
         return replace(base, nodes=None, jobs=None, paused=None, breaker_ns=None)
-    jobs = {name: _hooked(job) for name, job in sources.jobs.items()}
-    for name, told in (view.jobs if view is not None else {}).items():
-        jobs[name] = told
+    hooked = {name: _hooked(job) for name, job in sources.jobs.items()}
     running: dict[str, list[str]] = {}
-    for name, job in jobs.items():
+    for name, job in hooked.items():
         for node in job.nodes:
             running.setdefault(node, []).append(name)
     held = {case.node for case in sources.cases if case.held}
     nodes = {
-        name: _node(fact, sources, running.get(name, []), name in held, sources.marks)
+        name: _node(fact, sources, tuple(running.get(name, ())), name in held, marks)
         for name, fact in sources.nodes.items()
     }
-    return replace(base, nodes=nodes, jobs=jobs, others=view.others if view is not None else "")
+    told = view.jobs if view is not None else {}
+    jobs = hooked | {name: _placed(job, nodes) for name, job in told.items()}
+    paused = base.paused or (view.paused if view is not None else "")
+    return replace(
+        base, nodes=nodes, jobs=jobs, others=view.others if view is not None else "", paused=paused
+    )
 
 
-def _node(fact: NodeFact, sources: Sources, jobs: list[str], held: bool, marks: Marks) -> NodeState:
-    seen = sources.view.nodes.get(fact.node) if sources.view is not None else None
-    if seen is None:
-        seen = SeenNode(hold="ours" if held else "none")
+def _node(fact: NodeFact, sources: Sources, jobs: tuple[str, ...], held: bool, marks: Marks) -> NodeState:
     ours = marks.maintenance.get(fact.node)
-    return NodeState(
+    state = NodeState(
         node=fact.node,
         gpus=len(fact.gpus),
-        partition=seen.partition,
-        domain=sources.domains.get(fact.node, seen.domain),
+        domain=sources.domains.get(fact.node, ""),
         silent=not fact.connected,
-        dead=seen.dead,
-        maintenance=f"{ours.by}: {ours.why}"
-        if ours
-        else seen.maintenance or sources.silenced.get(fact.node, ""),
-        hold=seen.hold,
-        held_why=seen.held_why,
-        remediator=seen.remediator,
-        protected=seen.protected,
-        jobs=tuple(sorted({*jobs, *seen.jobs})),
+        maintenance=f"{ours.by}: {ours.why}" if ours else sources.silenced.get(fact.node, ""),
+        hold="ours" if held and sources.view is None else "none",
+        jobs=jobs,
         gpu_uuids=tuple(gpu.uuid for gpu in fact.gpus),
     )
+    return sources.view.adds(state) if sources.view is not None else state
+
+
+def _placed(job: JobState, nodes: Mapping[str, NodeState]) -> JobState:
+    """Name a scheduler's job's nodes as we do; those that we do not know keep the scheduler's name."""
+    ours = tuple(name for name, state in nodes.items() if job.job in state.jobs)
+    return replace(job, nodes=ours) if len(ours) >= len(job.nodes) else job
 
 
 def _hooked(job: Job) -> JobState:

@@ -17,7 +17,9 @@ from gpuvigil_collector.action import (
     Proposal,
     Verdict,
 )
+from gpuvigil_collector.audit import Decisions, operator_note, transitions
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.journal import Note
 from gpuvigil_collector.policy import Step
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.evidence import signals_of
@@ -26,6 +28,7 @@ from gpuvigil_collector.repair.store import Kept
 from gpuvigil_collector.repair.walk import Word
 
 ACTIONS_MAX: Final = 5000
+_TEXT_MAX: Final = 2000
 _ASK_AGAIN_NS: Final = 5_000_000_000
 _AGAIN_A_TICK: Final = 50  # of those that were denied; what is new is always judged at once
 _SECOND_NS: Final = 1_000_000_000
@@ -33,7 +36,7 @@ _SECOND_NS: Final = 1_000_000_000
 
 @dataclass(slots=True, kw_only=True)
 class SafeHands:
-    """walk.Hands for one desk. judge: safety.authorise. tell: one journal entry (ns, what, detail, incident).
+    """walk.Hands for one desk. judge: safety.authorise. note: takes journal entries.
 
     actions and verdicts: the newest of each id, for readers and for `why`; oldest first, bounded.
     """
@@ -42,7 +45,7 @@ class SafeHands:
     executor: Executor | None
     saves: Saves
     judge: Callable[[FleetState, Proposal, int], Verdict]
-    tell: Callable[[int, str, str, str], None]
+    note: Callable[[list[Note]], None]
     keep_evidence: Callable[[Case, Incident | None], None]
     clean_wait_base_s: float
     approval_s: float
@@ -50,7 +53,9 @@ class SafeHands:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     scenery: Scenery = NOTHING
     decisions: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    audit: Decisions = field(default_factory=Decisions)
     _again: int = 0
+    _heard: int = 0
 
     def load(self) -> None:
         """Take back the actions of an earlier run that cases still wait for."""
@@ -122,7 +127,7 @@ class SafeHands:
         if verdict.effect == "recommend" or verdict.needs_approval:
             self._decided(proposal, "awaiting", verdict)
             return Word("waits", f"a person's approval of {proposal.id}")
-        self.executor.submit(self._decided(proposal, "proposed", verdict))
+        self._submit(proposal, verdict)
         return Word("waits", f"{step.do} of {job or proposal.node} is under way")
 
     def approve(self, action_id: str, by: str, now_ns: int) -> Action:
@@ -140,9 +145,8 @@ class SafeHands:
         if not verdict.allowed or verdict.effect == "none":
             detail = next((gate.detail for gate in verdict.gates if gate.name == verdict.gate), "observe")
             raise PermissionError(f"{verdict.gate or 'mode'}: {detail}")
-        self.tell(now_ns, "approved", f"{action_id} by {by}", proposal.incident)
-        self.executor.submit(self._decided(proposal, "proposed", verdict))
-        return self.actions[action_id]
+        self.note([operator_note(now_ns, by, "approve", action_id, proposal.incident)])
+        return self._submit(proposal, verdict)
 
     def reject(self, action_id: str, by: str, why: str, now_ns: int) -> Action:
         """Take an action that waits off the table. Raises KeyError for one that does not wait."""
@@ -150,16 +154,25 @@ class SafeHands:
         if action.state != "awaiting":
             raise KeyError(action_id)
         said = f"rejected by {by}: {why}"
-        self.tell(now_ns, "rejected", f"{action_id}: {said}", action.proposal.incident)
+        self.note([operator_note(now_ns, by, "reject", f"{action_id}: {why}", action.proposal.incident)])
         return self._keep(replace(action, state="rejected", outcome=said, changed_ns=now_ns))
 
-    def take(self, action: Action) -> None:
-        """Take in how an action ended."""
-        self._keep(action)
-        self.tell(
-            action.changed_ns or self.scenery.now_ns, f"action_{action.state}",
-            f"{action.proposal.id}: {action.outcome}", action.proposal.incident,
-        )  # fmt: skip
+    def tell(self, now_ns: int, what: str, detail: str, incident: str) -> None:
+        """Write one entry into the journal."""
+        self.note([Note(time_ns=now_ns, what=what, detail=detail[:_TEXT_MAX], incident=incident)])
+
+    def hear(self, journal_has_all: bool) -> None:
+        """Take in what became of actions; forget it once the journal has it on disk."""
+        if self.executor is None:
+            return
+        if self._heard and journal_has_all:
+            self.executor.told(self._heard)
+        fresh = [told for told in self.executor.results() if told.sequence > self._heard]
+        self.note(transitions(fresh))
+        for told in fresh:
+            self._heard = told.sequence
+            if told.action.state != "awaiting" or told.action.proposal.id not in self.actions:
+                self._remember(told.action)
 
     def _stands(self, case: Case, step: Step, action: Action) -> Word:
         now_ns, name = self.scenery.now_ns, action.proposal.id
@@ -235,31 +248,35 @@ class SafeHands:
             deadline_s=float(step.within), evidence=tuple(case.evidence), synthetic=case.synthetic,
         )  # fmt: skip
 
+    def _submit(self, proposal: Proposal, verdict: Verdict) -> Action:
+        """Hand an allowed action to the executor, which has it on disk before it returns."""
+        assert self.executor is not None
+        return self._remember(self.executor.submit(self._made(proposal, "intended", verdict)))
+
     def _decided(self, proposal: Proposal, state: ActionState, verdict: Verdict) -> Action:
         """Journal a decision with every gate's word, and keep the action."""
-        now_ns = self.scenery.now_ns
+        return self._keep(self._made(proposal, state, verdict))
+
+    def _made(self, proposal: Proposal, state: ActionState, verdict: Verdict) -> Action:
+        now_ns, fleet = self.scenery.now_ns, self.scenery.state
         self.verdicts[proposal.id] = verdict
         self.decisions[proposal.kind, state, verdict.gate] += 1
-        gates = "; ".join(f"{g.name} {'ok' if g.passed else 'DENIES'} ({g.detail})" for g in verdict.gates)
-        target = proposal.job or proposal.gpu or proposal.node
-        self.tell(
-            now_ns, f"decision_{state}", f"{proposal.id} {proposal.kind} {target}: {gates}", proposal.incident
-        )
-        known = (self.scenery.state.nodes or {}).get(proposal.node)
-        action = Action(
-            domain=known.domain if known else "",
-            partition=known.partition if known else "",
-            proposal=proposal,
-            state=state,
-            interrupts=verdict.interrupts,
-            decided_ns=now_ns,
+        self.note(self.audit.note(proposal, verdict, now_ns))
+        known = (fleet.nodes or {}).get(proposal.node)
+        return Action(
+            proposal=proposal, state=state, interrupts=verdict.interrupts, decided_ns=now_ns,
             changed_ns=now_ns,
-        )
-        return self._keep(replace(action, outcome=_reason(verdict) if state == "denied" else ""))
+            outcome=_reason(verdict) if state == "denied" else "",
+            generation=fleet.fence.generation if fleet.fence is not None else 0,
+            domain=known.domain if known else "", partition=known.partition if known else "",
+        )  # fmt: skip
 
     def _keep(self, action: Action) -> Action:
-        self.actions[action.proposal.id] = action
         self.kept.records.write(action)
+        return self._remember(action)
+
+    def _remember(self, action: Action) -> Action:
+        self.actions[action.proposal.id] = action
         while len(self.actions) > ACTIONS_MAX:
             oldest = next(iter(self.actions))
             del self.actions[oldest]

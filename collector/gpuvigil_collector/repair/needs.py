@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gpuvigil_collector.action import Action, FleetState, Kind
+from gpuvigil_collector.action_store import Told
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.repair.walk import Word
 
@@ -19,12 +20,16 @@ class Executor(Protocol):
         """What it can do here."""
         ...
 
-    def submit(self, action: Action) -> None:
-        """Take one action that was allowed; it is carried out in another thread."""
+    def submit(self, action: Action) -> Action:
+        """Take one action that was allowed, write it down, have it carried out in another thread."""
         ...
 
-    def results(self) -> list[Action]:
-        """Return the actions that have ended since the last call."""
+    def results(self) -> list[Told]:
+        """Return the transitions that were not told yet, oldest first."""
+        ...
+
+    def told(self, sequence: int) -> None:
+        """Forget the transitions up to this one."""
         ...
 
 
@@ -42,11 +47,17 @@ class Saves(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenery:
-    """What one tick hands over: the time, the open incidents, the fleet."""
+    """What one tick hands over: the time, the open incidents, the fleet.
+
+    scheduled: the jobs that the scheduler runs and can move; None where there is none: then all can be.
+    journal_has_all: what was noted before is on disk.
+    """
 
     now_ns: int
     open: Mapping[str, Incident]
     state: FleetState
+    scheduled: frozenset[str] | None = None
+    journal_has_all: bool = True
 
 
 NOTHING: Final = Scenery(now_ns=0, open={}, state=FleetState(mode=None))

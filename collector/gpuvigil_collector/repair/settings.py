@@ -66,8 +66,8 @@ class Remediation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
     mode: observe says what it would do, recommend asks a person, act does it; partition_modes: otherwise for
     some partitions. policy: the site's file over the shipped one. scheduler: who starts work on the nodes.
     clean_wait: how long a mended node must stay clean, doubled for a relapse.
-    lease: a file that all collectors of this host share; only its holder acts. anchor: the journal's head,
-    once a minute. site: the site's file of failure domains.
+    lease: a file that all collectors of this host share; only its holder acts. site: the site's file of
+    failure domains.
     """
 
     mode: Mode = "observe"
@@ -78,7 +78,6 @@ class Remediation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
     clean_wait: Seconds = Seconds(900)
     approval_expires: Seconds = Seconds(3600)
     lease: str = ""
-    anchor: str = ""
     limits: LimitSettings = LimitSettings()
 
     def check(self, origin: str) -> None:

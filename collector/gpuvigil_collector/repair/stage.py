@@ -47,6 +47,7 @@ class Repair:
     fence: Callable[[], Fence | None]
     silenced: Callable[[], Mapping[str, str]]
     paused: Callable[[], str]
+    journal_has_all: Callable[[], bool]
     view: RepairView = field(default_factory=RepairView)
 
     def tick(
@@ -58,7 +59,12 @@ class Repair:
     ) -> None:
         """Judge and act on what is open now."""
         state = self._state(now_ns, nodes, jobs)
-        self.desk.tick(Scenery(now_ns=now_ns, open=opened, state=state))
+        view = self.scheduler()
+        known = frozenset(view.jobs) if view is not None else None
+        scenery = Scenery(
+            now_ns=now_ns, open=opened, state=state, scheduled=known, journal_has_all=self.journal_has_all()
+        )
+        self.desk.tick(scenery)
         hands = self.desk.hands
         self.view = RepairView(
             mode=self.settings.mode,

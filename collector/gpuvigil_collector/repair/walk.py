@@ -54,11 +54,14 @@ class Hands(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What holds now. jobs: of a node. troubled: what else is wrong with a case's node, "" for nothing."""
+    """What holds now. jobs: of a node. movable: of these, what can be started elsewhere. troubled: what else
+    is wrong with a case's node, "" for nothing.
+    """
 
     now_ns: int
     open: Mapping[str, Incident]
     jobs: Callable[[str], tuple[str, ...]]
+    movable: Callable[[str], bool]
     troubled: Callable[[Case], str]
 
 
@@ -110,7 +113,7 @@ class Walk:
         if step.do == "checkpoint":
             return self._checkpoint(case, step, running, scene)
         if step.do in {"move_job", "stop_job"}:
-            return self._each_job(case, step, running, scene)
+            return self._each_job(case, step, [job for job in running if scene.movable(job)], scene)
         if step.do == "release" and self._hands.offender(case):
             return self._hand_over(
                 case, "taken out three times in seven days: a person returns it", scene.now_ns

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from gpuvigil_collector.audit import operator_note
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.desk import RepairDesk
@@ -221,5 +222,5 @@ def _text(why: str) -> str:
 
 
 def _told(desk: RepairDesk, now_ns: int, what: str, by: str, why: str, incident: str = "") -> dict[str, Any]:
-    desk.hands.tell(now_ns, f"operator_{what}", f"{by}: {_text(why)}", incident)
+    desk.hands.note([operator_note(now_ns, by, what, _text(why), incident)])
     return {"done": what, "by": by}

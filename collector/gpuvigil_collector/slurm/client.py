@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
+from gpuvigil_collector import process
 from gpuvigil_collector.action import AmbiguousError, RefusedError
-from gpuvigil_collector.actuators import process
 from gpuvigil_collector.slurm import records
 
 OUTPUT_MAX: Final = 256 << 20

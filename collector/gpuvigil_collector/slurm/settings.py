@@ -10,7 +10,7 @@ from gpuvigil_protos.settings import ConfigError, Seconds
 
 
 class SlurmSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """Whether and how Slurm is read and told.
+    """How Slurm is read and told, where `remediation.scheduler` is "slurm".
 
     interval, deadline: of one reading of everything. stale: an older reading counts as none, and denies.
     call: the most that one change may last; half of what is left of the lease bounds it too. folder: where
@@ -19,7 +19,6 @@ class SlurmSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fr
     jobs may be stopped only where their comment says gpuvigil:movable: arrays and het jobs, or all.
     """
 
-    enabled: bool = False
     folder: str = ""
     interval: Seconds = Seconds(10)
     deadline: Seconds = Seconds(15)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gpuvigil_collector.action import JobState
-from gpuvigil_collector.repair.fleet import SchedulerView, SeenNode
+from gpuvigil_collector.action import JobState, NodeState
 from gpuvigil_collector.slurm import jobs as slurm_jobs
 from gpuvigil_collector.slurm import nodes as slurm_nodes
 from gpuvigil_collector.slurm import records, topology
@@ -40,30 +39,20 @@ class SlurmView:
         listed = [name for name in configured if name in node.partitions]
         return listed[0] if listed else min(node.partitions, key=lambda name: (sizes[name], name), default="")
 
-    def for_repair(self, nodes: Iterable[str], configured: Sequence[str] = ()) -> SchedulerView:
-        """Return what the repair stage takes, by gpuvigil's names of the registered nodes.
-
-        A node that Slurm does not know is left out. Jobs name their nodes as gpuvigil does where it can.
-        """
-        known = {name: found for name in nodes if (found := self.find(name)) is not None}
-        ours = {found.name: name for name, found in known.items()}
-        jobs = {
-            name: replace(state, nodes=tuple(ours.get(node, node) for node in state.nodes))
-            for name in self.jobs
-            if (state := self.job_state(name)) is not None
-        }
-        seen = {name: self._seen(found, configured) for name, found in known.items()}
-        return SchedulerView(at_ns=self.at_ns, nodes=seen, jobs=jobs)
-
-    def _seen(self, node: SlurmNode, configured: Sequence[str]) -> SeenNode:
-        return SeenNode(
-            partition=self.partition(node, configured),
-            domain=node.domain,
-            hold=node.hold,
-            held_why=node.reason if node.hold != "none" else "",
-            maintenance=node.maintenance,
-            dead=node.unresponsive,
-            jobs=node.jobs,
+    def node_state(self, state: NodeState, configured: Sequence[str] = ()) -> NodeState:
+        """Return the kernel's node with what Slurm adds; as it was where Slurm does not know the node."""
+        if (found := self.find(state.node)) is None:
+            return state
+        held = found.hold != "none"
+        return replace(
+            state,
+            partition=self.partition(found, configured) or state.partition,
+            domain=found.domain or state.domain,
+            maintenance=state.maintenance or found.maintenance,
+            dead=state.dead or (state.silent and found.unresponsive),
+            hold=found.hold if held else state.hold,
+            held_why=found.reason if held else state.held_why,
+            jobs=tuple(sorted({*state.jobs, *found.jobs})),
         )
 
     def job_state(self, job: str) -> JobState | None:
