@@ -9,7 +9,6 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from gpuvigil_collector.action_store import ActionStore
 from gpuvigil_collector.anchor import Anchor
 from gpuvigil_collector.brain import Brain
 from gpuvigil_collector.command_line import Arguments, parse
@@ -24,11 +23,9 @@ from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.ingest.supervisor import Ingest, IngestError
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.learned import Learned
-from gpuvigil_collector.lease import SqliteLease
 from gpuvigil_collector.pipeline import Pipeline
 from gpuvigil_collector.reload import Reloader
-from gpuvigil_collector.repair.build import Senses, make_repair
-from gpuvigil_collector.repair.calls import AgentCalls
+from gpuvigil_collector.repair.plant import Plant
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.saves.foresight import Foresight
@@ -73,9 +70,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     store = Store(state)
     journal = Journal(state, entries_max=config.journal.entries_max, keep_s=config.journal.keep)
     ingest = Ingest(config.ingest, state, store, log_level=config.log_level)
-    pipeline = _pipeline(config, store, journal, state, ingest.send)
-    lease = _lease(config, state)
-    pipeline.repair.fence = lease.fence
+    plant, pipeline = _pipeline(config, store, journal, state, ingest.send)
     reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
 
     def faults() -> list[str]:
@@ -84,7 +79,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
             (dead, f"{dead} of {config.ingest.workers} ingest workers are down"),
             (failing, "recordings cannot be written: agents keep their data in their spools"),
         ]
-        return [sentence for wrong, sentence in told if wrong]
+        return [*(sentence for wrong, sentence in told if wrong), *plant.faults()]
 
     def alive() -> bool:
         return brain.stalled_s() < _ALIVE_S
@@ -100,20 +95,15 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)
+    plant.on_end = service.brain_ended
+    plant.start()
     await service.run(brain)
+    plant.stop()
     if pipeline.learned is not None:
         pipeline.learned.save()
     pipeline.books.save()
-    lease.stop()
     store.close()
     journal.close()
-
-
-def _lease(config: CollectorConfig, state: Path) -> SqliteLease:
-    """The right to act: of all collectors that are given the same file, one has it."""
-    lease = SqliteLease(Path(config.remediation.lease or state / "lease.sqlite"))
-    lease.start()
-    return lease
 
 
 def _version() -> str:
@@ -137,17 +127,16 @@ def _state_directory(config: CollectorConfig) -> Path:
 def _pipeline(
     config: CollectorConfig, store: Store, journal: Journal, state: Path,
     send: Callable[[frames.Command], None],
-) -> Pipeline:  # fmt: skip
+) -> tuple[Plant, Pipeline]:  # fmt: skip
     now_ns = time.time_ns()
     tracker, rules = _remembered(config, journal, now_ns)
     learned = _learned(config.detection, state / "learned.model") if config.detection.statistical else None
     desk = SaveDesk(config.saves, send)
     books = Books(state / "goodput.json")
     books.load()
-    repair = make_repair(
-        config.remediation, state, records=ActionStore(state), executor=None, saves=desk, journal=journal,
-        senses=Senses(snapshot=lambda: pipeline.view.snapshot),
-    )  # fmt: skip
+    plant = Plant(
+        config, state, saves=desk, journal=journal, send=send, snapshot=lambda: pipeline.view.snapshot
+    )
     pipeline = Pipeline(
         store=store,
         anchor=Anchor(Path(config.journal.anchor) if config.journal.anchor else state / "journal.anchor"),
@@ -156,8 +145,8 @@ def _pipeline(
         training=Training(),
         books=books,
         desk=desk,
-        calls=AgentCalls(send),
-        repair=repair,
+        calls=plant.calls,
+        repair=plant.repair,
         foresight=Foresight(desk) if config.saves.requests == "auto" else None,
         learned=learned,
         tracker=tracker,
@@ -166,7 +155,7 @@ def _pipeline(
         counts=Counts(),
         view=View(started_ns=now_ns, now_ns=now_ns),
     )
-    return pipeline
+    return plant, pipeline
 
 
 def _remembered(config: CollectorConfig, journal: Journal, now_ns: int) -> tuple[Tracker, Rules]:

@@ -242,11 +242,12 @@ class Look:
     """What is so now, as far as an action goes.
 
     absent: its effect is not there. done: it is, and it is ours. foreign: somebody else's mark or change
-    stands in its place. unknown: nobody can tell now (unreachable, nonsense). token: what tells before from
+    stands in its place. unknown: nobody can tell now (unreachable, nonsense). failed: it
+    was begun, has ended, and will not come about. token: what tells before from
     after.
     """
 
-    state: Literal["absent", "done", "foreign", "unknown"]
+    state: Literal["absent", "done", "foreign", "unknown", "failed"]
     detail: str = ""
     token: str = ""
 

@@ -98,7 +98,7 @@ class Attempt:
             seen = self.look(action, actuator)
         if seen.state == "done":
             return self.become(action, "done", _both(action.outcome, seen.detail))
-        if seen.state in ("absent", "foreign") and settled:
+        if seen.state == "failed" or (seen.state in ("absent", "foreign") and settled):
             return self.become(action, "failed", _both(f"it did not come about: {seen.state}", seen.detail))
         if action.state == "issued" and late:
             return self.become(action, "ambiguous", _both("it is not seen in time", seen.detail))

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from gpuvigil_collector.actuator_config import ActuatorSettings
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.slurm.settings import SlurmSettings
@@ -104,6 +105,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     nodes: Nodes = Nodes()
     saves: SaveSettings = SaveSettings()
     remediation: Remediation = Remediation()
+    actuators: ActuatorSettings = ActuatorSettings()
     slurm: SlurmSettings = SlurmSettings()
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Unpack
 
 from gpuvigil_collector.action import (
     ENDED,
@@ -19,11 +19,12 @@ from gpuvigil_collector.action import (
     ActionState,
     Actuator,
     FleetState,
+    Kind,
     Proposal,
     Verdict,
 )
 from gpuvigil_collector.action_store import ActionStore, Told
-from gpuvigil_collector.actuators import ACTUATORS, Tools
+from gpuvigil_collector.actuators import ACTUATORS, ToolFields, Tools
 from gpuvigil_collector.attempt import SETTLE, Attempt
 
 _QUEUE_MAX: Final = 64
@@ -94,6 +95,11 @@ class Executor:
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="executor", daemon=True)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """What it can do with the actuators that it has."""
+        return frozenset(kind for actuator in self._actuators for kind in actuator.kinds)
 
     def start(self) -> None:
         """Take up what the last run left, then what is submitted."""
@@ -211,7 +217,10 @@ def first_of_kind(action: Action, actuators: tuple[Actuator, ...]) -> Actuator |
 
 
 def make(
-    store: ActionStore, tools: Tools, attempt: Attempt, on_end: Callable[[BaseException | None], None]
+    store: ActionStore,
+    attempt: Attempt,
+    on_end: Callable[[BaseException | None], None],
+    **tools: Unpack[ToolFields],
 ) -> Executor:
-    """Make the executor with every actuator that is configured."""
-    return Executor(store, actuators_of(tools), attempt, on_end=on_end)
+    """Make the executor with every actuator that `tools` (the fields of actuators.Tools) ask for."""
+    return Executor(store, actuators_of(Tools(**tools)), attempt, on_end=on_end)

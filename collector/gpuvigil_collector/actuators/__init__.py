@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from gpuvigil_collector.action import Actuator
-from gpuvigil_collector.actuators import command, slurm, webhook
+from gpuvigil_collector.actuators import command, slurm, validate, webhook
+from gpuvigil_collector.actuators.tools import ToolFields as ToolFields
 from gpuvigil_collector.actuators.tools import Tools as Tools
 
 Maker = Callable[[Tools], Iterable[Actuator]]
@@ -19,5 +20,6 @@ ACTUATORS: Final[Mapping[str, Maker]] = {
     "webhook": webhook.make,
     "command": command.make,
     "slurm": slurm.make,
+    "validate": validate.make,
 }
 """In this order they are asked whether they have an action's kind."""

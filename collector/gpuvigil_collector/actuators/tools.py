@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypedDict
 
 from gpuvigil_collector.action import ON_JOB, Action, AgentCall, RefusedError
 from gpuvigil_collector.actuator_config import ActuatorSettings
@@ -29,7 +29,16 @@ class Tools:
     settings: ActuatorSettings = field(default_factory=ActuatorSettings)
     slurm: SlurmSettings | None = None
     agent: AgentCall | None = None
+    slurm: SlurmSettings | None = None
     now_ns: Callable[[], int] = time.time_ns
+
+
+class ToolFields(TypedDict, total=False):
+    """The fields of Tools, for whoever may not import this package."""
+
+    settings: ActuatorSettings
+    agent: AgentCall | None
+    slurm: SlurmSettings | None
 
 
 def names(action: Action) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""Validation under load, by the node's own agent: begun once, then asked how it stands until it has ended."""
+"""Validation under load, by the node's own agent: begun once, then looked at until it has ended."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 from typing import Final
 
 from gpuvigil_collector.action import (
@@ -15,13 +15,13 @@ from gpuvigil_collector.action import (
     Look,
     RefusedError,
 )
+from gpuvigil_collector.actuators.tools import Tools, names
 
 _CALL_S: Final = 10.0
-_EVERY_S: Final = 2.0
 
 
 class Validate:
-    """Ask the agent; call: how."""
+    """Asks the agent; call: how."""
 
     name = "validate"
     kinds: frozenset[Kind] = frozenset({"validate"})
@@ -30,36 +30,30 @@ class Validate:
         self._call = call
 
     def look(self, action: Action) -> Look:
-        """Passed is done; failed and never begun are absent; what runs or cannot be asked is unknown."""
+        """Passed is done, never begun absent, not fit failed; what runs or cannot be asked is unknown."""
         try:
             answer = self._ask(action, "validation")
         except (AmbiguousError, RefusedError) as error:
-            return Look(state="unknown", detail=str(error))
+            return Look(state="unknown", detail=str(error)[:200])
         word, _, detail = answer.outcome.partition(" ")
-        if not answer.accepted:
-            return Look(state="unknown", detail=answer.outcome)
-        if word == "passed":
-            return Look(state="done", detail=detail)
-        return Look(state="absent" if word in {"none", "failed"} else "unknown", detail=answer.outcome)
+        if not answer.accepted or word not in {"passed", "failed", "none"}:
+            return Look(state="unknown", detail=answer.outcome[:200])
+        if word == "none":
+            return Look(state="absent", detail="not begun")
+        return Look(state="done" if word == "passed" else "failed", detail=detail)
 
     def apply(self, action: Action, fence: Fence) -> str:
-        """Begin it and wait for its end. Raises RefusedError when the node is not fit."""
-        deadline = time.monotonic() + action.proposal.deadline_s
+        """Begin it. Raises RefusedError, AmbiguousError."""
         answer = self._ask(action, "validate")
         if not answer.accepted:
-            raise RefusedError(answer.outcome)
-        while time.monotonic() < deadline:
-            word, _, detail = answer.outcome.partition(" ")
-            if word == "passed":
-                return f"passed: {detail}"
-            if word in {"failed", "unknown"}:
-                raise RefusedError(f"{word}: {detail}")
-            time.sleep(_EVERY_S)
-            try:
-                answer = self._ask(action, "validation")
-            except AmbiguousError:
-                continue  # the agent may be restarting: it is asked again until the deadline
-        raise AmbiguousError(f"{action.proposal.node}: the validation has not ended in time")
+            raise RefusedError(answer.outcome[:300])
+        return "begun"
 
     def _ask(self, action: Action, verb: str) -> Answer:
-        return self._call(action.proposal.node, verb, {"name": action.proposal.id}, _CALL_S)
+        found = names(action)
+        return self._call(found["node"], verb, {"name": found["id"]}, _CALL_S)
+
+
+def make(tools: Tools) -> Iterable[Validate]:
+    """Make it where agents can be asked."""
+    return [Validate(tools.agent)] if tools.agent is not None else []

@@ -77,15 +77,19 @@ class Repair:
             fault=self.desk.kept.records.fault,
         )
 
+    def is_paused(self) -> str | None:
+        """Who paused and why, "" when nobody; None when it cannot be told. Any thread may ask."""
+        marks = self.desk.kept.marks
+        if marks is None:
+            return None
+        return f"{marks.paused.by}: {marks.paused.why}" if marks.paused is not None else self.paused()
+
     def _state(self, now_ns: int, nodes: Mapping[str, NodeFact], jobs: Mapping[str, Job]) -> FleetState:
         marks, limits = self.desk.kept.marks, self.settings.limits.limits()
-        said = self.paused()
-        if marks is not None and marks.paused is not None:
-            said = f"{marks.paused.by}: {marks.paused.why}"
         base = FleetState(
             mode=self.settings.mode,
             partition_modes=self.settings.partition_modes,
-            paused=said,
+            paused=self.is_paused(),
             past=self.desk.kept.records.past(now_ns),
             actionable=self.desk.actionable(now_ns, limits.storm_window_s),
             breaker_ns=marks.breaker_ns if marks is not None else None,

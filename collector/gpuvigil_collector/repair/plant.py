@@ -1,0 +1,86 @@
+"""All of repair that has threads and files: store, lease, executor, readings of schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from gpuvigil_collector import execute
+from gpuvigil_collector.action import Mode
+from gpuvigil_collector.action_store import ActionStore
+from gpuvigil_collector.attempt import Attempt
+from gpuvigil_collector.config import CollectorConfig
+from gpuvigil_collector.ingest import frames
+from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.lease import SqliteLease
+from gpuvigil_collector.repair.build import Senses, make_repair
+from gpuvigil_collector.repair.calls import AgentCalls
+from gpuvigil_collector.repair.schedulers import Scheduler, SlurmScheduler
+from gpuvigil_collector.repair.stage import Repair
+from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_detectors.base import Snapshot
+
+_STOP_S: Final = 5.0
+_STRICTEST: Final[tuple[Mode, ...]] = ("observe", "recommend", "act")
+
+
+class Plant:
+    """Make it, `start` it, `stop` it at the end. on_end: gets the bug that ended the executor, or None."""
+
+    def __init__(
+        self, config: CollectorConfig, state: Path, *, saves: SaveDesk, journal: Journal,
+        send: Callable[[frames.Command], None], snapshot: Callable[[], Snapshot | None],
+    ) -> None:  # fmt: skip
+        settings = config.remediation
+        self.calls = AgentCalls(send)
+        self.store = ActionStore(state)
+        self.lease = SqliteLease(Path(settings.lease or state / "lease.sqlite"))
+        self.scheduler = scheduler_of(config)
+        self.on_end: Callable[[BaseException | None], None] = lambda _: None
+        attempt = Attempt(store=self.store, lease=self.lease, paused=self._paused)
+        self.executor = execute.make(
+            self.store, attempt, self._ended, settings=config.actuators,
+            agent=self.calls, slurm=config.slurm if settings.scheduler == "slurm" else None,
+        )  # fmt: skip
+        scheduler = self.scheduler
+        self.repair: Repair = make_repair(
+            settings, state, records=self.store, executor=self.executor, saves=saves, journal=journal,
+            senses=Senses(
+                fence=self.lease.fence, snapshot=snapshot,
+                scheduler=scheduler.view if scheduler is not None else lambda: None,
+            ),
+        )  # fmt: skip
+
+    def _paused(self) -> str | None:
+        return self.repair.is_paused()
+
+    def _ended(self, bug: BaseException | None) -> None:
+        self.on_end(bug)
+
+    def start(self) -> None:
+        """Take the lease where it is free, take up what an earlier run left."""
+        self.lease.start()
+        self.executor.start()
+
+    def stop(self) -> None:
+        """End the threads; an action in progress is looked at by the next run."""
+        self.executor.stop(_STOP_S)
+        if self.scheduler is not None:
+            self.scheduler.stop()
+        self.lease.stop()
+        self.store.close()
+
+    def faults(self) -> list[str]:
+        """Sentences on what is wrong now."""
+        trouble = self.scheduler.trouble() if self.scheduler is not None else ""
+        return [*self.executor.faults(), *([f"scheduler: {trouble}"] if trouble else [])]
+
+
+def scheduler_of(config: CollectorConfig) -> Scheduler | None:
+    """Make the reading of the site's scheduler; None where there is none."""
+    if config.remediation.scheduler != "slurm":
+        return None
+    modes = config.remediation.partition_modes
+    strictest_first = sorted(modes, key=lambda name: (_STRICTEST.index(modes[name]), name))
+    return SlurmScheduler(config.slurm, partitions=strictest_first)
