@@ -27,7 +27,6 @@ class Tools:
     """What an actuator may be made from. slurm: set where Slurm starts the work on the nodes."""
 
     settings: ActuatorSettings = field(default_factory=ActuatorSettings)
-    slurm: SlurmSettings | None = None
     agent: AgentCall | None = None
     slurm: SlurmSettings | None = None
     now_ns: Callable[[], int] = time.time_ns
