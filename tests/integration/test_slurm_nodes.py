@@ -12,6 +12,7 @@ from integration.slurm_actions import Recorder, action, actuator, fence
 from integration.slurm_lab import NODES, SlurmLab, until
 
 from gpuvigil_collector.action import Kind, RefusedError
+from gpuvigil_collector.actuators.slurm import SlurmActuator
 from gpuvigil_collector.slurm import reason
 
 pytestmark = pytest.mark.needs_slurm
@@ -182,10 +183,9 @@ def _admin(slurm: SlurmLab, what: str) -> None:
     )
 
 
-def _schedule(slurm: SlurmLab, seed: int) -> tuple[str, ...]:
+def _schedule(slurm: SlurmLab, hands: SlurmActuator, seed: int) -> tuple[str, ...]:
     """Play one order of ours and theirs; return it. After each of our steps what is theirs must stand."""
     rng = random.Random(seed)
-    hands = actuator(slurm)
     played = []
     for _ in range(rng.randint(2, 5)):
         step = rng.choice(
@@ -224,7 +224,8 @@ def _schedule(slurm: SlurmLab, seed: int) -> tuple[str, ...]:
 @pytest.mark.parametrize("part", range(4))
 def test_r6_ownership_under_interleavings(slurm: SlurmLab, part: int) -> None:
     """1,000 orders of a person's and our steps: no foreign reason is overwritten, none is undone."""
-    played = {_schedule(slurm, seed) for seed in range(part * 250, part * 250 + 250)}
+    hands = actuator(slurm)
+    played = {_schedule(slurm, hands, seed) for seed in range(part * 250, part * 250 + 250)}
     assert len(played) > 200
     steps = set(itertools.chain.from_iterable(played))
     assert steps >= {"hold", "release", "drain", "edit", "down"}

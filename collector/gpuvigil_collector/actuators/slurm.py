@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gpuvigil_collector import process
@@ -58,8 +58,10 @@ class SlurmActuator:
         most_s = min(self.settings.call, action.proposal.deadline_s)
         turn = Turn.of(process.within(fence, most_s, self.clock()))
         try:
-            self._nodes.check_generation(fence, turn.left_s())
-            return self._hands(action).apply(action, fence, turn)
+            asked = replace(
+                action, proposal=self._nodes.in_slurms_words(action.proposal, fence, turn.left_s())
+            )
+            return self._hands(asked).apply(asked, fence, turn)
         except UnknownError as error:
             raise RefusedError(f"nothing was sent: {error}") from error
 

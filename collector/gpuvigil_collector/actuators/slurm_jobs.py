@@ -21,7 +21,7 @@ from gpuvigil_collector.slurm.records import NonsenseError
 from gpuvigil_collector.slurm.settings import SlurmSettings
 
 _RESTARTS: Final = re.compile(r"restarts=(\d{1,9})")
-_POLL_S: Final = 0.25
+_POLL_S: Final = 1.0  # each poll has slurmctld list all jobs
 _HELD: Final = ("JobHeldUser", "JobHeldAdmin")
 _REQUEUE_S: Final = 5.0
 """What must be left of the turn after the wait for a checkpoint."""

@@ -6,9 +6,9 @@ are. Running jobs go on: a drain keeps new ones off.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gpuvigil_collector.action import Action, AmbiguousError, Fence, Look, RefusedError
+from gpuvigil_collector.action import Action, AmbiguousError, Fence, Look, Proposal, RefusedError
 from gpuvigil_collector.actuators.slurm_send import Turn, send
 from gpuvigil_collector.slurm import nodes as slurm_nodes
 from gpuvigil_collector.slurm import reason
@@ -40,15 +40,18 @@ class NodeHands:
         self._write(node, _wanted(node, action, fence), turn)
         return self._proof(action, node, turn)
 
-    def check_generation(self, fence: Fence, deadline_s: float) -> None:
-        """Refuse where a newer collector has written any node. Raises RefusedError, UnknownError."""
-        for record in self.client.nodes(deadline_s):
-            mark = slurm_nodes.read(record).mark
-            if mark is not None and mark.generation > fence.generation:
-                newer = mark.generation
-                raise RefusedError(
-                    f"{record.name}: written by generation {newer}, ours is {fence.generation}"
-                )
+    def in_slurms_words(self, proposal: Proposal, fence: Fence, deadline_s: float) -> Proposal:
+        """Return the proposal with Slurm's name of its node; refuse where a newer collector wrote any node.
+
+        Raises RefusedError, UnknownError.
+        """
+        found = {record.name: slurm_nodes.read(record) for record in self.client.nodes(deadline_s)}
+        for node in found.values():
+            if node.mark is not None and node.mark.generation > fence.generation:
+                newer = node.mark.generation
+                raise RefusedError(f"{node.name}: written by generation {newer}, ours is {fence.generation}")
+        known = slurm_nodes.find(found, proposal.node)
+        return replace(proposal, node=known.name) if known is not None else proposal
 
     def _write(self, node: SlurmNode, wanted: reason.Mark | None, turn: Turn) -> None:
         change = ("state=drain", f"reason={wanted.text()}") if wanted else ("state=undrain",)
