@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from integration.slurm_actions import Recorder, actuator, programs
-from integration.slurm_lab import SlurmLab, slurm_lab
+from contract.slurm_case import slurm
 
-from gpuvigil_collector.action import Action, Actuator, Fence, Kind
+from gpuvigil_collector.action import Actuator, Kind
 from gpuvigil_collector.actuator_config import Command, Webhook
 from gpuvigil_collector.actuators.command import CommandActuator
-from gpuvigil_collector.actuators.slurm import SlurmActuator
 from gpuvigil_collector.actuators.webhook import WebhookActuator
-from gpuvigil_collector.slurm import reason
 
 SECRET = b"a secret of thirty-two bytes....."
 
@@ -237,69 +234,6 @@ class Scripts:
 def command(directory: Path) -> Iterator[Bench]:
     """The command with its two scripts."""
     yield Scripts(directory)
-
-
-class SlurmBench:
-    """A real Slurm; what was sent to it is kept, and an effect is one whose mark a node bears."""
-
-    kind: Kind = "hold"
-
-    def __init__(self, lab: SlurmLab, directory: Path) -> None:
-        self.lab, self.directory, self.recorder = lab, directory, Recorder()
-        self.actuator = actuator(lab, self.recorder)
-        self.had: list[tuple[str, int]] = []
-        real = self.actuator.apply
-
-        def apply(asked: Action, fence: Fence) -> str:
-            sent = len(self.recorder.changes)
-            try:
-                return real(asked, fence)
-            finally:
-                if len(self.recorder.changes) > sent and self._marked(asked):
-                    self.had.append((asked.proposal.id, fence.generation))
-
-        self.actuator = Both(self.actuator, apply)
-
-    def _marked(self, asked: Action) -> bool:
-        mark = reason.parse(self.lab.node(asked.proposal.node)["reason"])
-        return mark is not None and asked.proposal.incident in mark.incidents
-
-    def effects(self):
-        return list(self.had)
-
-    def contacts(self):
-        return len(self.recorder.changes)
-
-    def take(self, node):
-        self.lab.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=somebody")
-
-    def taken_untouched(self, node):
-        seen = self.lab.node(node)
-        return seen["reason"] == "somebody" and "DRAIN" in seen["state_flags"]
-
-    def lose_answer(self):
-        said = 'case $1 in --*) exec $real "$@";; esac\n$real "$@"; sleep 60'
-        self.actuator.slurm.client.folder = programs(self.directory, said, "scontrol")
-
-    def break_down(self):
-        self.actuator.slurm.client.folder = programs(
-            self.directory, "echo nonsense", "sinfo", "squeue", "scontrol"
-        )
-
-
-class Both:
-    """The product's actuator with an `apply` that is watched."""
-
-    def __init__(self, slurm: SlurmActuator, apply: Callable[[Action, Fence], str]) -> None:
-        self.slurm, self.apply, self.look = slurm, apply, slurm.look
-        self.name, self.kinds = slurm.name, slurm.kinds
-
-
-@contextmanager
-def slurm(directory: Path) -> Iterator[Bench]:
-    """A real Slurm of its own, whose nodes are called n1 to n4."""
-    with slurm_lab(prefix="n") as lab:
-        yield SlurmBench(lab, directory)
 
 
 CASES: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {
