@@ -47,6 +47,7 @@ def _shared() -> str | None:
 NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_root": _root,
     "needs_prometheus": _tools("prometheus", "promtool"),
+    "needs_alertmanager": _tools("prometheus-alertmanager"),
     "needs_systemd": _systemd,
     "needs_systemd_analyze": _tools("systemd-analyze"),
     "needs_shared": _shared,

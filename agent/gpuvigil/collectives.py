@@ -1,4 +1,4 @@
-"""Progress of this process's collectives, in the cheap form: how far each process group came, no ops.
+"""Progress of this process's collectives: how far each process group came and, when asked, its last ops.
 
 The only file that touches torch's private API. Table of versions:
 
@@ -7,18 +7,20 @@ The only file that touches torch's private API. Table of versions:
     2.4 - 2.8  _dump_nccl_trace_json(includeCollectives=False) NCCL alone
     others     _get_sequence_number_for_group()                enqueued alone
 
-0.05 ms; a full dump, with ops and stacks, costs a second and is never taken here. Nothing waits for a device.
+0.05 ms. `recent` takes the full dump, with ops and without stacks, from the same calls; it may cost a second
+and is called off the training thread, once a hang is suspected. Nothing waits for a device.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List
+
+from gpuvigil import flight
 
 GROUPS_MAX = 12
-_NUMBER = re.compile(r"-?\d{1,18}\Z")
+DUMP_BYTES_MAX = 16 << 20  # torch keeps 2,000 ops: 1 MB
 
 
 def progress() -> List[Dict[str, Any]]:
@@ -33,21 +35,46 @@ def progress() -> List[Dict[str, Any]]:
     return found[:GROUPS_MAX]
 
 
-def _from_trace() -> List[Dict[str, Any]]:
+def recent() -> List[Dict[str, Any]]:
+    """Return one row a process group as `flight.condense` makes it; none where torch keeps no records."""
+    module = sys.modules.get("torch.distributed.distributed_c10d")
+    if module is None:
+        return []
+    for dump in _dumps(includeCollectives=True):
+        members = {name: ranges(ranks) for name, ranks in _members(module).items()}
+        if rows := flight.condense(dump, members):
+            # a group that this rank has never used is in no record, and others may wait for it there
+            unused = [row["group"] for row in _from_sequences(module) if not row["enqueued"]]
+            return flight.with_unused(rows, unused, members)
+    return []
+
+
+def _dumps(**options: bool) -> Iterator[Dict[str, Any]]:
+    """Yield what torch's recorders tell; one that is too large is asked for its pending ops alone."""
     native = sys.modules.get("torch._C._distributed_c10d")
     for name in ("_dump_fr_trace_json", "_dump_nccl_trace_json"):
         call = getattr(native, name, None)
         if call is None:
             continue
         try:
-            status = json.loads(call(includeCollectives=False)).get("pg_status", {})
+            text = call(**options)
+            if len(text) > DUMP_BYTES_MAX:
+                text = call(onlyActive=True, **options)
+            found = json.loads(text) if len(text) <= DUMP_BYTES_MAX else None
         except Exception:  # noqa: BLE001, S112 - another version's signature, or a backend without it
             continue
+        if isinstance(found, dict):
+            yield found
+
+
+def _from_trace() -> List[Dict[str, Any]]:
+    for dump in _dumps(includeCollectives=False):
+        status = dump.get("pg_status")
         rows = [
-            {"group": str(group)[:40], "enqueued": _count(row.get("last_enqueued_collective")),
-             "started": _count(row.get("last_started_collective")),
-             "completed": _count(row.get("last_completed_collective"))}
-            for group, row in status.items() if isinstance(row, dict)
+            {"group": str(group)[:40], "enqueued": flight.count(row.get("last_enqueued_collective")),
+             "started": flight.count(row.get("last_started_collective")),
+             "completed": flight.count(row.get("last_completed_collective"))}
+            for group, row in (status if isinstance(status, dict) else {}).items() if isinstance(row, dict)
         ]  # fmt: skip
         if rows:
             return rows
@@ -91,9 +118,3 @@ def ranges(ranks: List[int]) -> str:
             parts.append(str(ranks[at]))
             at += 1
     return ",".join(parts)
-
-
-def _count(value: Any) -> Optional[int]:
-    """A count; None for -1 (a start that gloo does not know) and for what is none."""
-    text = str(value)
-    return int(text) if _NUMBER.match(text) and int(text) >= 0 else None

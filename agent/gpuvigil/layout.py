@@ -44,6 +44,7 @@ LIVE_AT = PAGE
 FAULTS_AT = LIVE_AT + 256
 HEARTBEAT_AT = LIVE_AT + 512
 WRITTEN_AT = LIVE_AT + 576
+STACK_SIGNAL_AT = LIVE_AT + 640  # the signal that has this process write its stacks, 0 for none
 RECORDS_AT = 2 * PAGE
 SIZE = RECORDS_AT + CAPACITY * RECORD.size
 
@@ -53,4 +54,6 @@ CONTROL = struct.Struct("<8sIIQq32s")
 CONTROL_REQUEST_AT = 16
 CONTROL_BODY = struct.Struct("<q32s")
 CONTROL_BODY_AT = 24
+CONTROL_EVIDENCE_AT = 64  # number of the newest request for evidence; it only grows
 CONTROL_SIZE = PAGE
+STACKS_SIZE = 64 * PAGE  # the file that stacks are written into

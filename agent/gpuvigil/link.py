@@ -1,8 +1,9 @@
 """The hook's thread: beats twice a second, and keeps this process registered with the node's agent.
 
-A SOCK_SEQPACKET connection carries one JSON message with the ring's and the control page's descriptors; its
-end tells each side at once that the other is gone, and the hook registers anew. Nothing here is waited for by
-the loop; a missing agent costs one failed connect at growing intervals.
+A SOCK_SEQPACKET connection carries one JSON message with the descriptors of ring, control page and, where
+there is one, the file for stacks; its end tells each side at once that the other is gone, and the hook
+registers anew. Nothing here is waited for by the loop; a missing agent costs one failed connect at growing
+intervals.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from array import array
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, Optional
 
+from gpuvigil.evidence import Evidence
 from gpuvigil.identity import identity
 from gpuvigil.ring import Control, Ring
+from gpuvigil.stacks import Stacks
 from gpuvigil.standstill import Standstill
 
 DEFAULT_SOCKET = "/run/gpuvigil/hook.sock"
@@ -76,6 +79,7 @@ class Link(threading.Thread):
         self._again = False
         self._words: Deque[bytes] = deque(maxlen=_WORDS_MAX)
         self._last_end, self._standstill = last_end, Standstill(self.tell)
+        self._stacks, self._evidence = Stacks(), Evidence(self.tell)
         atexit.register(self._say_exit)
 
     def run(self) -> None:
@@ -85,6 +89,8 @@ class Link(threading.Thread):
             with contextlib.suppress(Exception):  # a torch that is being torn down at exit
                 self._settle()
                 self._standstill.look(self._last_end())
+                self._ring.stack_signal(self._stacks.current())
+                self._evidence.look(self._control.evidence)
             try:
                 self._tend()
             except (OSError, ValueError):
@@ -123,6 +129,8 @@ class Link(threading.Thread):
     def _send(self, made: socket.socket, known: Dict[str, Any]) -> None:
         message = json.dumps({"protocol": PROTOCOL, "generation": self._ring.generation, "identity": known})
         files = array("i", [self._ring.fd, self._control.fd])
+        if self._stacks.fd >= 0:
+            files.append(self._stacks.fd)
         made.sendmsg([message.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
 
     def _listen(self, made: socket.socket) -> None:

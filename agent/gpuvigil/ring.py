@@ -96,6 +96,10 @@ class Ring:
         """Say that threads of this process still run."""
         layout.WORD.pack_into(self._map, layout.HEARTBEAT_AT, time.monotonic_ns())
 
+    def stack_signal(self, number: int) -> None:
+        """Say which signal has this process write its stacks, 0 for none."""
+        layout.WORD.pack_into(self._map, layout.STACK_SIGNAL_AT, number)
+
     def close(self) -> None:
         """Let go of the mapping and the descriptor; the agent keeps its own."""
         self._map.close()
@@ -115,6 +119,11 @@ class Control:
     def request(self) -> int:
         """Return the number of the newest request to save, 0 for none."""
         return self._words[layout.CONTROL_REQUEST_AT // 8]
+
+    @property
+    def evidence(self) -> int:
+        """Return the number of the newest request for evidence, 0 for none."""
+        return self._words[layout.CONTROL_EVIDENCE_AT // 8]
 
     @property
     def request_id(self) -> str:

@@ -109,6 +109,12 @@ def heartbeat(ring: Buffer) -> int:
     return int(layout.WORD.unpack_from(ring, layout.HEARTBEAT_AT)[0])
 
 
+def stack_signal(ring: Buffer) -> int:
+    """Return the signal that has the process write its stacks, 0 for none."""
+    number = int(layout.WORD.unpack_from(ring, layout.STACK_SIGNAL_AT)[0])
+    return number if 0 < number <= 64 else 0
+
+
 def faults(ring: Buffer) -> Dict[str, int]:
     """Return the counters of what went wrong in the use of the hook."""
     return dict(zip(layout.FAULTS, layout.FAULT_COUNTS.unpack_from(ring, layout.FAULTS_AT)))  # noqa: B905 - Python 3.9

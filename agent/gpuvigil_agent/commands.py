@@ -1,7 +1,8 @@
 """Commands of the collector: what this agent can be asked to do. An unknown verb is answered, never ignored.
 
-save     job, number   ask the job's ranks on this node for a checkpoint, those whose owner has opted in
-restart  job           ask the job's launcher on this node (`gpuvigil run`) to begin it anew
+save      job, number   ask the job's ranks on this node for a checkpoint, those whose owner has opted in
+restart   job           ask the job's launcher on this node (`gpuvigil run`) to begin it anew
+evidence  job, number   gather stacks and torch's records from the job's ranks on this node
 """
 
 from __future__ import annotations
@@ -51,11 +52,21 @@ def _restart(command: pb.Command, hook: HookIntake) -> str:
     return hook.restart(command.arguments["job"], command.id)
 
 
-def _save(command: pb.Command, hook: HookIntake) -> str:
-    job, number = command.arguments["job"], command.arguments.get("number", "")
+def _evidence(command: pb.Command, hook: HookIntake) -> str:
+    return hook.gather(command.arguments["job"], _number(command))
+
+
+def _number(command: pb.Command) -> int:
+    """Return the request's number. Raises Refused."""
+    number = command.arguments.get("number", "")
     if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < _NUMBER_MAX):
         raise Refused(_REASON, f"number: expected a whole number above 0, got {clean(number, 30)!r}")
-    asked, ranks = hook.ask_to_save(job, int(number), command.id, command.deadline_ns)
+    return int(number)
+
+
+def _save(command: pb.Command, hook: HookIntake) -> str:
+    job = command.arguments["job"]
+    asked, ranks = hook.ask_to_save(job, _number(command), command.id, command.deadline_ns)
     if not ranks:
         raise Refused(_REASON, f"no rank of job {job} runs here")
     if not asked:
@@ -63,4 +74,6 @@ def _save(command: pb.Command, hook: HookIntake) -> str:
     return f"armed {asked} of {ranks} ranks"
 
 
-_VERBS: Final[dict[str, Callable[[pb.Command, HookIntake], str]]] = {"save": _save, "restart": _restart}
+_VERBS: Final[dict[str, Callable[[pb.Command, HookIntake], str]]] = {
+    "save": _save, "restart": _restart, "evidence": _evidence,
+}  # fmt: skip

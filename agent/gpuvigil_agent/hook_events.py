@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from gpuvigil_agent.event import AgentEvent, EventKind
 from gpuvigil_agent.hook_launchers import Parked
-from gpuvigil_agent.hook_peer import Save, Standstill
+from gpuvigil_agent.hook_peer import Flight, Group, Save, Standstill
 from gpuvigil_agent.hook_rank import Rank
+from gpuvigil_agent.wire import FIELD_MAX
 from gpuvigil_protos import entity
 
-_FIELD_MAX: Final = 256
+_STACK_MAX: Final = 256
 
 
 def life(kind: EventKind, rank: Rank, fields: dict[str, str]) -> AgentEvent:
@@ -39,17 +41,57 @@ def saved(rank: Rank, word: Save) -> AgentEvent:
 
 
 def standstill(rank: Rank, word: Standstill) -> AgentEvent:
-    """Where a loop stands: its frames, and one field a process group, `enqueued|started|completed|ranks`."""
-    fields = {"job": rank.identity.job, "rank": str(rank.identity.rank), "seconds": f"{word.seconds:.1f}"}
-    fields["stack"] = " < ".join(word.stack)[:_FIELD_MAX]
-    for group in word.groups:
-        numbers = (group.enqueued, group.started, group.completed)
-        told = "|".join("" if number is None else str(number) for number in numbers)
-        fields[f"group.{group.group}"] = f"{told}|{group.ranks}"
+    """Where a loop stands: its frames, and one field a process group (`_places`)."""
+    fields = {"seconds": f"{word.seconds:.1f}", "stack": _joined(word.stack)}
+    return _of_collectives(rank, fields | _places(word.groups), "stands still")
+
+
+def flight(rank: Rank, word: Flight) -> AgentEvent:
+    """A rank's own records: a field a group, with what it is for, and one of its last ops.
+
+    Ops that do not fit are left out whole: the hook puts those first that tell most.
+    """
+    fields = {"source": "records", "number": str(word.number), "stack": _joined(word.stack)}
+    for place, (key, told) in enumerate(_places(word.groups).items()):
+        group = word.groups[place]
+        fields[key] = f"{told}|{group.about.replace('|', '_')}"
+        ops = list(group.ops)
+        while len(",".join(ops)) > FIELD_MAX:
+            ops.pop()
+        fields[f"ops_{place}"] = ",".join(ops)
+    return _of_collectives(rank, fields, f"told {len(word.groups)} process groups")
+
+
+def held(rank: Rank, state: str, frames: list[str], threads: int, note: str) -> AgentEvent:
+    """Where a process whose hook does not run is: the kernel's state of it, and its own stack or why none."""
+    fields = {
+        "source": "signal", "state": state, "stack": _joined(frames), "threads": str(threads or ""),
+        "note": note,
+    }  # fmt: skip
+    said = "wrote its stacks" if frames else f"wrote no stacks: {note}"
+    return _of_collectives(rank, {key: value for key, value in fields.items() if value}, said)
+
+
+def _of_collectives(rank: Rank, fields: dict[str, str], said: str) -> AgentEvent:
+    who = {"job": rank.identity.job, "rank": str(rank.identity.rank)}
     return AgentEvent(
         time_ns=time.time_ns(), kind="collectives", origin="job", entity=rank.entity,
-        text=f"rank {rank.identity.rank} of job {rank.identity.job} stands still", fields=fields,
+        text=f"rank {rank.identity.rank} of job {rank.identity.job} {said}", fields=who | fields,
     )  # fmt: skip
+
+
+def _joined(frames: list[str]) -> str:
+    return " < ".join(frames)[:_STACK_MAX]
+
+
+def _places(groups: Sequence[Group]) -> dict[str, str]:
+    """One field a group, `name|enqueued|started|completed|ranks`: names are the job's, so no keys."""
+    found = {}
+    for place, group in enumerate(groups):
+        numbers = (group.enqueued, group.started, group.completed)
+        told = "|".join("" if number is None else str(number) for number in numbers)
+        found[f"group_{place}"] = f"{group.group.replace('|', '_')}|{told}|{group.ranks}"
+    return found
 
 
 def parked(job: str, word: Parked) -> AgentEvent:

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from gpuvigil import ring_read
-from gpuvigil_agent import hook_events, hook_launchers, hook_peer, hook_socket
+from gpuvigil_agent import hook_events, hook_evidence, hook_launchers, hook_peer, hook_socket
 from gpuvigil_agent.config import Hook
 from gpuvigil_agent.event import AgentEvent
 from gpuvigil_agent.hook_launchers import Launchers
@@ -155,6 +155,8 @@ class HookIntake:
             self._on_event(hook_events.saved(rank, word))
         elif isinstance(word, hook_peer.Standstill):
             self._on_event(hook_events.standstill(rank, word))
+        elif isinstance(word, hook_peer.Flight):
+            self._on_event(hook_events.flight(rank, word))
         else:
             rank.exit_said = True
 
@@ -190,6 +192,11 @@ class HookIntake:
         ranks = [rank for rank in self.ranks.values() if rank.identity.job == job]
         return sum(rank.ask_to_save(number, request, deadline_ns) for rank in ranks), len(ranks)
 
+    def gather(self, job: str, number: int) -> str:
+        """Gather evidence from this node's ranks of a job that may hang; return what was begun."""
+        ranks = [rank for rank in self.ranks.values() if rank.identity.job == job]
+        return hook_evidence.gather(ranks, number, self._on_event)
+
     # --- ranks
 
     def read(self) -> tuple[list[Sample], list[tuple[str, Step]]]:
@@ -213,11 +220,13 @@ class HookIntake:
 
     def _register(self, connection: socket.socket, data: bytes, files: list[int]) -> Rank:
         found = hook_peer.parse(data)
-        if len(files) != 2:
-            raise Refused("bad_file", f"descriptors: expected ring and control page, got {len(files)}")
+        if len(files) not in (2, 3):
+            raise Refused("bad_file", f"descriptors: expected ring, control page, stacks, got {len(files)}")
         peer = hook_peer.peer_of(connection)
         ring, control = hook_peer.map_ring(files[0]), hook_peer.map_control(files[1])
+        stacks = -1
         try:
+            stacks = hook_peer.own_stacks(files)
             if ring_read.header(ring).generation != found.generation:
                 raise Refused("bad_file", "ring: expected the generation of the message")
             pidfd = os.pidfd_open(peer.pid)
@@ -226,7 +235,7 @@ class HookIntake:
         except OSError:
             raise Refused("gone", f"process {peer.pid}: it has ended") from None
         identity = self._own_gpu(found, peer)
-        rank = Rank(peer, identity, found.generation, ring, control, pidfd)
+        rank = Rank(peer, identity, found.generation, ring, control, pidfd, stacks)
         try:
             self._admit(rank)
         except Refused:

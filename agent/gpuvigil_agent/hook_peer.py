@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from gpuvigil import layout
+from gpuvigil import flight, layout
 from gpuvigil_protos.entity import is_valid_job
 
 MESSAGE_MAX: Final = 8192
@@ -32,6 +32,10 @@ _WORKLOAD: Final = re.compile(
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 _Place = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 _Word = Annotated[str, msgspec.Meta(max_length=128)]
+_Op = Annotated[
+    str,
+    msgspec.Meta(max_length=120, pattern=r"^\d{1,18}:\d{1,18}:[sbc]p?:[\w .<>+-]*:\d{0,15}:[\w .<>+-]*\Z"),
+]
 
 
 class Refused(Exception):  # noqa: N818 - an outcome that is told, not an error of ours
@@ -93,6 +97,24 @@ class Standstill(msgspec.Struct, frozen=True, tag_field="event", tag="standstill
     groups: Annotated[list[Group], msgspec.Meta(max_length=12)] = []
 
 
+class FlightGroup(Group, frozen=True):
+    """One group with its last ops, each as `gpuvigil.flight` writes them."""
+
+    about: Annotated[str, msgspec.Meta(max_length=40)] = ""
+    ops: Annotated[list[_Op], msgspec.Meta(max_length=flight.OPS_MAX)] = []
+
+
+class Flight(msgspec.Struct, frozen=True, tag_field="event", tag="flight"):
+    """What torch's own records say of a process that was asked for them, and where its main thread is."""
+
+    number: _Place
+    stack: Annotated[list[Annotated[str, msgspec.Meta(max_length=80)]], msgspec.Meta(max_length=8)]
+    groups: Annotated[list[FlightGroup], msgspec.Meta(max_length=flight.GROUPS_MAX)] = []
+
+
+Word = Exit | Save | Standstill | Flight
+
+
 class Registration(msgspec.Struct, frozen=True):
     """The first message of a connection."""
 
@@ -137,9 +159,9 @@ def parse(message: bytes) -> Registration:
     return found
 
 
-def parse_word(message: bytes) -> Exit | Save | Standstill:
+def parse_word(message: bytes) -> Word:
     """Check what a registered process says. Raises Refused."""
-    word: Exit | Save | Standstill = decode(message, Exit | Save | Standstill, "bad_word", "word")
+    word: Word = decode(message, Word, "bad_word", "word")
     return word
 
 
@@ -169,6 +191,17 @@ def map_control(fd: int) -> mmap.mmap:
     """Map the page that we write. Raises Refused."""
     _check_file(fd, layout.CONTROL_SIZE, "control page")
     return _map(fd, layout.CONTROL_SIZE, mmap.PROT_READ | mmap.PROT_WRITE, "control page")
+
+
+def own_stacks(files: list[int]) -> int:
+    """Return our own descriptor of the file that stacks come into, the third; -1 where none was sent.
+
+    Raises Refused.
+    """
+    if len(files) < 3:
+        return -1
+    _check_file(files[2], layout.STACKS_SIZE, "stacks")
+    return os.dup(files[2])
 
 
 def _map(fd: int, size: int, protection: int, what: str) -> mmap.mmap:

@@ -49,10 +49,13 @@ class Rank:
     """A live registration. `pidfd` is watched by the intake, which closes everything by `close`."""
 
     def __init__(
-        self, peer: Peer, identity: Identity, generation: int, ring: mmap.mmap, control: mmap.mmap, pidfd: int
-    ) -> None:
+        self, peer: Peer, identity: Identity, generation: int, ring: mmap.mmap, control: mmap.mmap,
+        pidfd: int, stacks: int = -1,
+    ) -> None:  # fmt: skip
+        """stacks: descriptor of the file that the process writes its stacks into, -1 for none."""
         self.peer, self.identity, self.generation = peer, identity, generation
-        self.ring, self.control, self.pidfd = ring, control, pidfd
+        self.ring, self.control, self.pidfd, self.stacks = ring, control, pidfd, stacks
+        self.closed = False
         self.entity = entity.rank(identity.job, identity.rank)
         self.exit_said = False
         self.lost = self.corrupt = 0
@@ -166,11 +169,20 @@ class Rank:
             struct.pack_into("<Q", self.control, layout.CONTROL_REQUEST_AT, number)
         return True
 
+    def ask_for_evidence(self, number: int) -> None:
+        """Ask the hook's thread for torch's records; a number that comes twice changes nothing."""
+        (now,) = struct.unpack_from("<Q", self.control, layout.CONTROL_EVIDENCE_AT)
+        if number > now:
+            struct.pack_into("<Q", self.control, layout.CONTROL_EVIDENCE_AT, number)
+
     def close(self) -> None:
-        """Let go of ring, page and process."""
+        """Let go of ring, page, process and the file for stacks."""
+        self.closed = True
         self.ring.close()
         self.control.close()
         os.close(self.pidfd)
+        if self.stacks >= 0:
+            os.close(self.stacks)
 
 
 def _ready(records: list[Record], clocks: Clocks) -> int:

@@ -13,7 +13,7 @@ from gpuvigil_protos.v1 import stream_pb2 as pb
 
 TEXT_MAX: Final = 1024
 _FIELDS_MAX: Final = 20
-_FIELD_MAX: Final = 256
+FIELD_MAX: Final = 512
 
 
 def clean(text: str, limit: int = TEXT_MAX) -> str:
@@ -33,8 +33,7 @@ def event_message(event: AgentEvent, sequence: int) -> pb.Event:
         code=max(0, min(event.code, 0xFFFFFFFF)),
         text=clean(event.text),
         fields={
-            clean(key, 40): clean(value, _FIELD_MAX)
-            for key, value in list(event.fields.items())[:_FIELDS_MAX]
+            clean(key, 40): clean(value, FIELD_MAX) for key, value in list(event.fields.items())[:_FIELDS_MAX]
         },
         synthetic=event.synthetic,
     )

@@ -20,6 +20,8 @@ import typer
 from rich.console import Console
 
 from gpuvigil.cli import main as dispatch
+from gpuvigil_cli.alerts import test_alert
+from gpuvigil_cli.arguments import AsJson
 from gpuvigil_cli.client import Client, CliError, Json
 from gpuvigil_cli.connection import connected
 from gpuvigil_cli.demo.run import Options, run_demo
@@ -38,7 +40,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Which node, GPU, link or job is going wrong, and why.",
 )
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 def _print_json(value: object) -> None:
@@ -187,6 +188,9 @@ def why(
         _print_json(found)
     else:
         show_why(_console(), found)
+
+
+app.command("test-alert")(connected(test_alert))
 
 
 @app.command(

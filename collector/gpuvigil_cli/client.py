@@ -169,6 +169,11 @@ class Client:
             )
         return self._object(path, response)
 
+    def test_alert(self, lasts: str) -> Json:
+        """Ask the collector for a test alert that holds for so long, such as `2min`."""
+        path, headers = "/api/v1/test-alert", {"X-Gpuvigil-Request": "1"}
+        return self._answered(path, self._send("POST", path, params={"for": lasts}, headers=headers))
+
     def incident(self, incident: str) -> Json:
         """Return one incident with its findings and journal; exit status 1 when there is none."""
         if not _INCIDENT_ID.match(incident):

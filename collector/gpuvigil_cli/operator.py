@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gpuvigil_cli.arguments import AsJson
 from gpuvigil_cli.client import Client, CliError, Json
 from gpuvigil_cli.connection import connected
 from gpuvigil_cli.drill import drill
@@ -23,7 +24,6 @@ from gpuvigil_cli.text import clean, markup, since
 from gpuvigil_collector import policy as policies
 from gpuvigil_protos.settings import ConfigError, parse_seconds
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Why = Annotated[str, typer.Argument(metavar="WHY", help="For the journal and for your colleagues.")]
 Incident = Annotated[str, typer.Argument(metavar="ID", help="An id from `gpuvigil incidents`.")]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A name from `gpuvigil nodes`.")]

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from gpuvigil_collector.alerting.metrics import AlertingCollector
+from gpuvigil_collector.alerting.service import Alerting
 from gpuvigil_collector.anchor import Anchor
 from gpuvigil_collector.brain import Brain
 from gpuvigil_collector.command_line import Arguments, parse
@@ -28,10 +30,12 @@ from gpuvigil_collector.reload import Reloader
 from gpuvigil_collector.repair.plant import Plant
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.service import BrainFailedError, Service
 from gpuvigil_collector.store import Store
 from gpuvigil_collector.web import roles
+from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.rules import Rules
@@ -71,6 +75,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     journal = Journal(state, entries_max=config.journal.entries_max, keep_s=config.journal.keep)
     ingest = Ingest(config.ingest, state, store, log_level=config.log_level)
     plant, pipeline = _pipeline(config, store, journal, state, ingest.send)
+    alerting = Alerting(config.alerting, state, lambda: pipeline.view, grace_s=config.incidents.restore_grace)
     reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
 
     def faults() -> list[str]:
@@ -89,15 +94,18 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
 
     fleet = FleetCollector(_version(), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults)
     sources = Sources(
-        view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries, registry=registry_of(fleet),
-        alive=alive, faults=faults, ask=pipeline.desk.ask, say=pipeline.repair.desk.ask,
-        roles=roles.load(config.web.tokens, state),
+        view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries,
+        registry=registry_of(fleet, AlertingCollector(alerting)), alive=alive, faults=faults,
+        ask=pipeline.desk.ask, say=pipeline.repair.desk.ask, roles=roles.load(config.web.tokens, state),
+        more=alerting_routes(alerting),
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)
     plant.on_end = service.brain_ended
     plant.start()
+    alerting.start()
     await service.run(brain)
+    alerting.stop()
     plant.stop()
     if pipeline.learned is not None:
         pipeline.learned.save()
@@ -147,6 +155,7 @@ def _pipeline(
         desk=desk,
         calls=plant.calls,
         repair=plant.repair,
+        evidence=EvidenceDesk(config.saves, send),
         foresight=Foresight(desk) if config.saves.requests == "auto" else None,
         learned=learned,
         tracker=tracker,

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from gpuvigil_collector.actuator_config import ActuatorSettings
+from gpuvigil_collector.alerting.settings import AlertingConfig
 from gpuvigil_collector.ingest.settings import IngestConfig
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.slurm.settings import SlurmSettings
@@ -84,11 +85,15 @@ class SaveSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     (and hardware that begins to fail under a job).
 
     interval: between two requests to one job; deadline: how long a save may take before it is given up.
+    evidence: ask a job that makes no step for stacks and its records of collectives, opted in or not: it only
+    looks. evidence_interval: between two such requests to one job.
     """
 
     requests: Literal["off", "operator", "auto"] = "operator"
     interval: Seconds = Seconds(60)
     deadline: Seconds = Seconds(600)
+    evidence: bool = True
+    evidence_interval: Seconds = Seconds(120)
 
 
 class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -107,6 +112,7 @@ class CollectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, 
     remediation: Remediation = Remediation()
     actuators: ActuatorSettings = ActuatorSettings()
     slurm: SlurmSettings = SlurmSettings()
+    alerting: AlertingConfig = AlertingConfig()
 
 
 RELOADABLE = ("log_level", "incidents", "journal")
@@ -128,6 +134,7 @@ def _check(config: CollectorConfig, origin: str) -> None:
     config.remediation.check(origin)
     config.slurm.check(f"{origin}: slurm")
     config.web.tls.check(f"{origin}: web")
+    config.alerting.check(origin)
     split_address(config.web.address, f"{origin}: web.address")
     split_address(config.ingest.address, f"{origin}: ingest.address")
     if not is_loopback(config.web.address) and not (config.web.tls.enabled or config.web.insecure):
@@ -142,6 +149,9 @@ def _check(config: CollectorConfig, origin: str) -> None:
     if config.nodes.forget_after < 3600:
         got = f"{config.nodes.forget_after:g} s"
         raise ConfigError(f'{origin}: nodes.forget_after: expected at least "1h", got {got}')
+    if config.saves.evidence_interval < 10:
+        got = f"{config.saves.evidence_interval:g} s"
+        raise ConfigError(f'{origin}: saves.evidence_interval: expected at least "10s", got {got}')
     if not 0.1 <= config.tick.interval <= 60:
         got = f"{config.tick.interval:g} s"
         raise ConfigError(f'{origin}: tick.interval: expected "100ms" to "1min", got {got}')

@@ -26,6 +26,7 @@ from gpuvigil_collector.repair.doubt import believed
 from gpuvigil_collector.repair.stage import Repair
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.topology import Topology
 from gpuvigil_detectors.base import FactDetector, Finding, Snapshot
@@ -86,6 +87,7 @@ class Pipeline:
     training: Training
     books: Books
     desk: SaveDesk
+    evidence: EvidenceDesk
     foresight: Foresight | None
     calls: AgentCalls
     repair: Repair
@@ -142,6 +144,7 @@ class Pipeline:
             self.foresight.tick(self.tracker.open.values(), jobs.values())
         results = self.calls.take(self.store.results())
         self.desk.tick(tick.snapshot, jobs, results, self.training.hung)
+        self.evidence.tick(tick.now_ns, jobs, self.training.suspected(), results)
 
     def _account(self, _tick: Tick) -> None:
         self.books.tick(self.training.jobs.by_name.values(), self.training.slowdown)

@@ -194,9 +194,15 @@ def _toml(value: object) -> str:
         return f'"{value // _SIZE_UNITS[unit]}{unit}"'
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict | list | tuple):
+        return _collection(value)
     return msgspec.json.encode(_encode_hook(value)).decode()
+
+
+def _collection(value: dict[str, Any] | list[Any] | tuple[Any, ...]) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    return "[" + ", ".join(_toml(item) for item in value) + "]"
 
 
 def _duration(seconds: float) -> str:

@@ -102,8 +102,31 @@ def test_r9_in_observe_nothing_is_asked(bench, tmp_path):
     assert bench.contacts() == 0 and bench.effects() == []
 
 
-HOSTILE = ["n1\nn2", "-n1", "--all", "n1;reboot", "$(reboot)", "`reboot`", "n*", "*", "n[1-4]", "n1,n2", "ALL nodes", "",
-           "n1\0", "../n1", "n1'", 'n"1', "n\u202e1", "x" * 300, "{node}", "n1\r\nX-A: b", "n|1", "n&1", "~root"]  # fmt: skip
+HOSTILE = [
+    "n1\nn2",
+    "-n1",
+    "--all",
+    "n1;reboot",
+    "$(reboot)",
+    "`reboot`",
+    "n*",
+    "*",
+    "n[1-4]",
+    "n1,n2",
+    "ALL nodes",
+    "",
+    "n1\0",
+    "../n1",
+    "n1'",
+    'n"1',
+    "n\u202e1",
+    "x" * 300,
+    "{node}",
+    "n1\r\nX-A: b",
+    "n|1",
+    "n&1",
+    "~root",
+]
 
 
 @pytest.mark.parametrize("field", ["node", "incident", "name", "gpu", "job"])

@@ -54,6 +54,8 @@ async def connected(made: Stack) -> None:
     ("save", {"job": "j1", "number": "9" * 40}, "number: expected a whole number"),
     ("save", {"job": "j1", "number": "1", "deadline_s": "-5"}, "deadline_ns: it has passed"),
     ("save", {"job": "j1", "number": "1"}, "no rank of job j1 runs here"),
+    ("evidence", {"job": "j1", "number": "x"}, "number: expected a whole number"),
+    ("evidence", {"job": "j1", "number": "1"}, "no rank of the job runs here"),
     ("restart", {"job": "j1"}, "no `gpuvigil run` of it on this node"),
 ])  # fmt: skip
 async def test_what_cannot_be_done_is_answered_with_the_reason(tmp_path: Path, verb, arguments, why) -> None:

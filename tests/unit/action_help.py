@@ -19,9 +19,13 @@ def proposal(name="a1", *, kind="hold", node="n1", **more):
 def action(name="a1", *, state="intended", generation=7, decided_ns=None, domain="", **more):
     now_ns = time.time_ns() if decided_ns is None else decided_ns
     return Action(
-        proposal=proposal(name, **more), state=state, generation=generation, decided_ns=now_ns, changed_ns=now_ns,
+        proposal=proposal(name, **more),
+        state=state,
+        generation=generation,
+        decided_ns=now_ns,
+        changed_ns=now_ns,
         domain=domain,
-    )  # fmt: skip
+    )
 
 
 @dataclass

@@ -12,6 +12,8 @@ from unit.incident_help import Life
 from unit.repair_world import Effects, Memory
 
 from gpuvigil_collector.action import Fence
+from gpuvigil_collector.alerting.service import Alerting
+from gpuvigil_collector.alerting.settings import AlertingConfig
 from gpuvigil_collector.config import SaveSettings, Web
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
@@ -25,8 +27,10 @@ from gpuvigil_collector.repair.calls import AgentCalls
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
+from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.web import roles
+from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.training.stage import Training
@@ -113,13 +117,15 @@ class Rig:
         )  # fmt: skip
         self.pipeline = Pipeline(
             store=self.store, structural=self.structural, rules=self.rules, training=Training(),
-            books=Books(directory / "goodput.json"), desk=desk, foresight=Foresight(desk),
+            books=Books(directory / "goodput.json"), desk=desk,
+            evidence=EvidenceDesk(SaveSettings(), self.sent.append), foresight=Foresight(desk),
             calls=AgentCalls(self.sent.append), repair=self.repair,
             learned=Learned(self.statistical, directory / "learned.model", 300),
             tracker=Life().tracker, journal=self.journal, counts=self.counts,
             retire=Retire(self.store, 7 * 86_400),
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
+        self.alerting = Alerting(AlertingConfig(), directory, lambda: self.pipeline.view, grace_s=0)
         self.alive, self.faults = True, []
         self.roles = roles.load("", directory)
         self.token = (directory / roles.ADMIN_FILE).read_text().strip()
@@ -146,6 +152,7 @@ class Rig:
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
             ask=self.pipeline.desk.ask, say=self.repair.desk.ask, roles=self.roles,
+            more=alerting_routes(self.alerting),
         )  # fmt: skip
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
         listener, server = bind(web), make_server(make_app(sources), web)

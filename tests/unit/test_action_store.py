@@ -24,7 +24,7 @@ def lived(directory):
 
 
 def refuses(directory):
-    """A store that lets nothing happen: no past for the kernel, nothing begun by the executor, one sentence."""
+    """A store that lets nothing happen: no past for the kernel, nothing begun by the executor, a fault."""
     world = World(directory)
     assert world.store.past(time.time_ns()) is None
     world.executor.resume()
@@ -42,8 +42,13 @@ def test_what_was_written_comes_back_equal(tmp_path):
     store = ActionStore(tmp_path)
     (past,) = store.past(time.time_ns())
     assert (past.id, past.kind, past.node, past.domain, past.case, past.open) == (
-        "a1", "hold", "n1", "rack1", "c1", True,
-    )  # fmt: skip
+        "a1",
+        "hold",
+        "n1",
+        "rack1",
+        "c1",
+        True,
+    )
     assert store.case("c1") == '{"step": 1}' and store.cases() == {"c1": '{"step": 1}'}
     assert store.case("c2") is None and store.fault == ""
     assert store.get("a1").state == "done" and store.get("a2") is None
@@ -52,8 +57,16 @@ def test_what_was_written_comes_back_equal(tmp_path):
 
 @pytest.mark.parametrize(
     ("state", "counts"),
-    [("intended", 1), ("issued", 1), ("ambiguous", 1), ("done", 1), ("failed", 0), ("denied", 0), ("would", 0)],
-)  # fmt: skip
+    [
+        ("intended", 1),
+        ("issued", 1),
+        ("ambiguous", 1),
+        ("done", 1),
+        ("failed", 0),
+        ("denied", 0),
+        ("would", 0),
+    ],
+)
 def test_what_may_have_happened_is_counted(tmp_path, state, counts):
     store = ActionStore(tmp_path)
     store.write(action("a1", state=state, kind="reboot"))
@@ -142,7 +155,7 @@ def test_r5_a_full_disk_stops_what_was_not_begun(tmp_path):
     world.store._database.rollback()
     failed = [world.executor.submit(action(f"a{n}", reason="x" * 400)) for n in range(60)][-1]
     assert failed.state == "failed" and "full" in failed.outcome and "full" in world.executor.faults()[0]
-    begun = [one for one in world.store.unended()]
+    begun = world.store.unended()
     world.step(60)
     assert len(world.fake.applied) <= len(begun) < 60
 

@@ -1,4 +1,4 @@
-"""R15: what is changed, cut off, reordered or taken out of the journal is found by its anchor, hashes forged or not."""
+"""R15: a journal that was changed, cut off or reordered is found by its anchor, hashes forged or not."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ def tamper(database, kind, one, two, column):
             database.execute("UPDATE journal SET sequence = ? WHERE sequence = ?", (new, old))
     elif kind == "insert":
         database.execute(
-            "INSERT INTO journal SELECT ?, time_ns, incident, what, 'new', previous, hash FROM journal WHERE sequence = ?",
+            "INSERT INTO journal SELECT ?, time_ns, incident, what, 'new', previous, hash FROM journal "
+            "WHERE sequence = ?",
             (-one + 1, two),
         )
     else:
@@ -157,7 +158,7 @@ def original(tmp_path_factory):
 @settings(max_examples=int(os.environ.get("GPUVIGIL_EXAMPLES", "200")), deadline=None)
 @given(how=tampering(), more=st.integers(0, 3))
 def test_r15_tampering_is_found_by_the_anchor(tmp_path_factory, original, how, more):
-    """Rows changed, deleted, cut off, swapped, inserted, renumbered; with all hashes forged; life going on after."""
+    """Rows changed, deleted, cut off, swapped, inserted, renumbered; hashes forged; life going on after."""
     directory = tmp_path_factory.mktemp("tampered")
     shutil.copytree(original, directory, dirs_exist_ok=True)
     *change, forged = how

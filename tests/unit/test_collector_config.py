@@ -33,6 +33,7 @@ def write(tmp_path, text):
         ("[web.tls]\ncertificate = '/nowhere.pem'", ["web: tls.certificate", "/nowhere.pem"]),
         ("[detection]\nvotes = ['iforest2']", ["detection.votes", "iforest2"]),
         ("[tick]\ninterval = '1ms'", ["tick.interval", "got 0.001 s"]),
+        ("[saves]\nevidence_interval = '1s'", ["saves.evidence_interval", 'at least "10s"', "got 1 s"]),
         ("[ingest]\nworkers = 0", ["ingest.workers"]),
         ("[ingest", ["not valid TOML"]),
     ],

@@ -1,4 +1,4 @@
-"""The executor: intent first, look before and after, never twice, never blindly (R4), nothing in observe (R9)."""
+"""The executor: intent first, a look before and after, never twice, never blindly (R4), none in observe."""
 
 from __future__ import annotations
 

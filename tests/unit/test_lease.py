@@ -1,4 +1,4 @@
-"""R2, R5: of the collectors that share a lease one may act, by both clocks, and a lost file gives nobody more."""
+"""R2, R5: of the collectors that share a lease one may act, by both clocks; a lost file gives no second."""
 
 from __future__ import annotations
 

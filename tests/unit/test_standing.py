@@ -15,7 +15,8 @@ WAITS = "distributed_c10d.py:90 all_reduce < train.py:33 step < train.py:80 main
 
 
 def say(job: FakeJob, rank: int, stack: str, **groups: str) -> None:
-    fields = {"stack": stack} | {f"group.{name}": text for name, text in groups.items()}
+    told = (f"{name}|{text}" for name, text in groups.items())
+    fields = {"stack": stack} | {f"group_{place}": text for place, text in enumerate(told)}
     job.fleet.event(f"n{rank // 2}", "collectives", f"rank:j/{rank}", origin="job", fields=fields)
 
 

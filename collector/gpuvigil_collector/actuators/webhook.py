@@ -70,7 +70,7 @@ class WebhookActuator:
             url = f"{self._settings.status_url.rstrip('/')}/{known['id']}"
             answer = asyncio.run(_once("GET", url, b"", headers, _LOOK_S))
         except (RefusedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            return Look(state="unknown", detail=f"{self.name}: {error or type(error).__name__}")
+            return Look(state="unknown", detail=f"{self.name}: {str(error) or type(error).__name__}")
         return self._read(answer)
 
     def apply(self, action: Action, fence: Fence) -> str:
@@ -90,7 +90,7 @@ class WebhookActuator:
             except _UNSENT as error:
                 last = f"no connection ({error})"
             except (httpx.HTTPError, TimeoutError) as error:
-                sent, last = True, f"no answer ({error or type(error).__name__})"
+                sent, last = True, f"no answer ({str(error) or type(error).__name__})"
             else:
                 last = answer.said()
                 if answer.status // 100 == 2:

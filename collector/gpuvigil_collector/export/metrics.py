@@ -58,6 +58,7 @@ class FleetCollector(Collector):
             float(not health_detail(view, ledger, self._faults())),
         )  # fmt: skip
         yield from _own_state(view)
+        yield from _losses(view)
         yield from _fleet(view)
         yield from self._findings()
         yield from _incidents(view)
@@ -98,10 +99,11 @@ class FleetCollector(Collector):
         )  # fmt: skip
 
 
-def registry_of(collector: FleetCollector) -> CollectorRegistry:
-    """Put the page together: the fleet's families and this process's own CPU and memory."""
+def registry_of(*collectors: Collector) -> CollectorRegistry:
+    """Put the page together: the fleet's families, others' and this process's own CPU and memory."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    for collector in collectors:
+        registry.register(collector)
     ProcessCollector(registry=registry)
     return registry
 
@@ -134,6 +136,15 @@ def _own_state(view: View) -> Iterator[Metric]:
     )  # fmt: skip
 
 
+def _losses(view: View) -> Iterator[Metric]:
+    """What /api/v1/health calls lately: a rule over it fires for the first loss, whatever its labels."""
+    recent = GaugeMetricFamily("gpuvigil_losses_recent", "Losses of the last 10 minutes.", labels=["kind"])
+    recent.add_metric(["gap_sequences"], view.lately.gaps)
+    recent.add_metric(["messages_refused"], view.lately.refused)
+    recent.add_metric(["findings_not_opened"], view.lately.not_opened)
+    yield recent
+
+
 def _fleet(view: View) -> Iterator[Metric]:
     nodes = GaugeMetricFamily("gpuvigil_nodes", "Registered nodes by state.", labels=["state"])
     up = sum(fact.connected for fact in view.nodes.values())
@@ -164,7 +175,8 @@ def _incidents(view: View) -> Iterator[Metric]:
     )  # fmt: skip
     each = GaugeMetricFamily(
         "gpuvigil_incident_open", "Open incidents by what they are about, the gravest and oldest 100.",
-        labels=["class", "severity", "scope", "node", "gpu", "uuid", "entity"],
+        labels=["class", "severity", "scope", "node", "gpu", "uuid", "entity", "fingerprint", "incident",
+                "synthetic"],
     )  # fmt: skip
     shown = sorted(view.open.values(), key=_gravest_first)[:OPEN_SERIES_MAX]
     for labels_of_one in sorted({_incident_labels(incident, view) for incident in shown}):
@@ -181,7 +193,9 @@ def _incident_labels(incident: Incident, view: View) -> tuple[str, ...]:
     uuid = names.gpu_uuid_of(local) or ""
     index = Topology(view.nodes).gpu_index(incident.node, uuid) if uuid else None
     gpu = "" if index is None else str(index)
-    return incident.fault_class, incident.severity, incident.scope, incident.node, gpu, uuid, local
+    drill = "true" if incident.synthetic else ""  # an empty label is none to Prometheus
+    what = (incident.fault_class, incident.severity, incident.scope, incident.node, gpu, uuid, local)
+    return (*what, incident.fingerprint, incident.id, drill)
 
 
 def _ledger_families(ledger: Ledger) -> Iterator[Metric]:

@@ -35,7 +35,7 @@ _LINKS: Final = "\n".join(
     ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/jobs",
      "/api/v1/incidents", "/api/v1/incidents/ID", "/api/v1/goodput", "/api/v1/goodput/JOB", "/api/v1/saves",
      "/api/v1/saves/ID", "/api/v1/remediation", "/api/v1/cases", "/api/v1/actions", "/api/v1/actions/ID",
-     "/api/v1/ledger", "/metrics", "/healthz", ""]
+     "/api/v1/alerting", "/api/v1/ledger", "/metrics", "/healthz", ""]
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ class Sources:
     ask: Callable[..., Future[SaveRequest]]
     say: Callable[[Word], Future[Any]]
     roles: Roles
+    more: tuple[Route, ...] = ()
 
 
 def make_app(sources: Sources) -> Starlette:
@@ -77,6 +78,7 @@ def make_app(sources: Sources) -> Starlette:
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()),
             *asks,
             *operator.routes(),
+            *(operator.guarded(route) for route in sources.more),
         ],
         exception_handlers={
             BadQueryError: _bad_query,

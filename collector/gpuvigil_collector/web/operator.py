@@ -92,6 +92,20 @@ class Operator:
             return _error(401, "authorization", f"Bearer and the token of an {needed}", "none that is known")
         return _error(403, "authorization", f"the role {needed}", person.role)
 
+    def guarded(self, route: Route) -> Route:
+        """Return a route of another part's; what it writes needs the role operator."""
+        if "POST" not in (route.methods or ()):
+            return route
+
+        def endpoint(request: Request) -> Response:
+            person = self.permit(request, "operator")
+            if isinstance(person, Response):
+                return person
+            found: Response = route.endpoint(request)
+            return found
+
+        return Route(route.path, endpoint, methods=["POST"])
+
     def _endpoint(self, write: _Write) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             person = self.permit(request, write.role)

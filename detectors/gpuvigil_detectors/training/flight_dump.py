@@ -92,10 +92,7 @@ def read_dump(data: bytes, name: str) -> Dump:
         raise DumpError(f"expected entries, a list of at most {RECORDS_MAX}")
     records = [_record(_mapping(entry, "an entry"), place) for place, entry in enumerate(entries)]
     status = _status(_mapping(top.get("pg_status", {}), "pg_status"))
-    times = any(row.started is not None for row in status.values()) or any(
-        entry.get("time_discovered_started_ns") is not None or entry.get("state") == "started"
-        for entry in entries
-    )
+    times = any(row.started is not None for row in status.values()) or any(map(_begun, entries))
     return Dump(
         rank=rank, members=members, labels=labels, status=status, records=_needed(records), times=times
     )
@@ -130,6 +127,11 @@ def _int(value: object, what: str, low: int = -1) -> int:
     return value
 
 
+def _plain(value: object) -> object:
+    """JSON of PyTorch writes these numbers as text."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value) else value
+
+
 def _text(value: object) -> str:
     return value[:_TEXT_MAX] if isinstance(value, str) else ""
 
@@ -151,6 +153,8 @@ def _groups(config: Mapping[Any, Any]) -> tuple[dict[str, tuple[int, ...]], dict
             raise DumpError("expected ranks of a group: numbers") from None
         if len(set(ranks)) != len(ranks) or any(not 0 <= rank < _RANK_MAX for rank in ranks):
             raise DumpError(f"expected ranks of a group: each once, from 0 to {_RANK_MAX}")
+        if not ranks:
+            continue  # gloo names no members: such a group tells nothing
         members[name] = ranks
         labels[name] = f"{name} {_text(group.get('desc'))}".strip()
     return members, labels
@@ -175,7 +179,7 @@ def _status(given: Mapping[Any, Any]) -> dict[int, Status]:
     for key, value in list(given.items())[:_GROUPS_MAX]:
         row = _mapping(value, "a status")
         numbers = [
-            _int(row.get(f"last_{what}_collective", -1), f"last_{what}_collective")
+            _int(_plain(row.get(f"last_{what}_collective", -1)), f"last_{what}_collective")
             for what in ("enqueued", "started", "completed")
         ]
         known = [None if number < 0 else number for number in numbers]
@@ -190,26 +194,39 @@ def _record(entry: Mapping[Any, Any], place: int) -> Record:
     between_two = entry.get("is_p2p") is True
     sequence = _int(entry.get("collective_seq_id", -1), "collective_seq_id")
     op_id = entry.get("op_id")
-    done = entry.get("time_discovered_completed_ns") is not None or entry.get("state") == "completed"
-    started = entry.get("time_discovered_started_ns") is not None or entry.get("state") == "started"
-    pair = _PEERS.match(name)
+    # a time that is not known is None in a pickle and 0 in JSON
+    done = bool(entry.get("time_discovered_completed_ns")) or entry.get("state") == "completed"
     return Record(
         group=_text(group[0]) if isinstance(group, list | tuple) and group else _text(group),
         local_group=_int(entry.get("pg_id", -1), "pg_id"),
         sequence=sequence,
         order=_int(entry.get("record_id", place), "record_id"),
-        op=Op(name=name, size=_size(name, entry.get("input_sizes")), dtype=_dtype(entry.get("input_dtypes"))),
+        op=op_of(name, _elements(entry.get("input_sizes")), _dtype(entry.get("input_dtypes"))),
         between_two=between_two,
-        peer=(pair[1] == "send", int(pair[3])) if pair and between_two else None,
-        started=started or done,
+        peer=peer_of(name) if between_two else None,
+        started=done or _begun(entry),
         completed=done or entry.get("retired") is True,
         mixed=between_two or (isinstance(op_id, int) and op_id != sequence),
     )  # fmt: skip
 
 
-def _size(name: str, sizes: object) -> int | None:
-    """Elements of the input, where every rank must bring as many."""
-    if name not in _EQUAL_SIZE or not isinstance(sizes, list | tuple) or not sizes:
+def _begun(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("time_discovered_started_ns")) or entry.get("state") == "started"
+
+
+def op_of(name: str, elements: int | None, dtype: str) -> Op:
+    """Make an op; its size counts only where every rank must bring as many."""
+    return Op(name=name, size=elements if name in _EQUAL_SIZE else None, dtype=dtype)
+
+
+def peer_of(name: str) -> tuple[bool, int] | None:
+    """Return (sends, the other end's number inside the group) of a `send 0->1`, None of what is none."""
+    pair = _PEERS.match(name)
+    return (pair[1] == "send", int(pair[3])) if pair else None
+
+
+def _elements(sizes: object) -> int | None:
+    if not isinstance(sizes, list | tuple) or not sizes:
         return None
     total = 0
     for shape in sizes[:64]:

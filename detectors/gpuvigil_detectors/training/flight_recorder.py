@@ -59,11 +59,11 @@ def judge_files(files: Iterable[tuple[str, bytes]]) -> FlightVerdict:
 
 def judge_dumps(dumps: Sequence[Dump], refused: Sequence[str] = ()) -> FlightVerdict:
     """Judge dumps of different ranks of one job."""
-    members = _members(dumps)
+    members = members_of(dumps)
     labels = {name: label for dump in dumps for name, label in dump.labels.items()}
     ranks = progress(dumps, members)
     shown = {labels.get(name, name): ranks_of for name, ranks_of in members.items()}
-    blame = judge([_labelled(rank, labels) for rank in ranks], shown)
+    blame = judge([labelled(rank, labels) for rank in ranks], shown)
     silent = [rank.rank for rank in ranks if rank.state == "silent"]
     notes = [blame.sentence]
     notes += [f"no dump of ranks {names(silent)}"] if silent else []
@@ -90,7 +90,7 @@ def progress(dumps: Sequence[Dump], members: Mapping[str, tuple[int, ...]]) -> l
     return [*known.values(), *(RankProgress(rank=rank, state="silent") for rank in sorted(missing))]
 
 
-def _members(dumps: Sequence[Dump]) -> dict[str, tuple[int, ...]]:
+def members_of(dumps: Sequence[Dump]) -> dict[str, tuple[int, ...]]:
     """Members of every group. A name that two dumps give different members is not believed."""
     said: dict[str, set[tuple[int, ...]]] = {}
     for dump in dumps:
@@ -170,7 +170,7 @@ def _peer_op(record: Record, ranks: tuple[int, ...], times: bool) -> PeerOp:
     return PeerOp(group=record.group, peer=peer, sends=sends, order=record.order, started=started)
 
 
-def _labelled(row: RankProgress, labels: Mapping[str, str]) -> RankProgress:
+def labelled(row: RankProgress, labels: Mapping[str, str]) -> RankProgress:
     """The same row with the names that people read."""
     groups = {
         labels.get(name, name): replace(place, group=labels.get(name, name))

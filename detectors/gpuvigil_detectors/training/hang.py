@@ -2,9 +2,9 @@
 
 Stalled: no rank has ended a step for max(3 x p99 of its step gaps, 15 s), and none is in a phase that may
 take long (init, compile, eval, checkpoint). Then what the ranks say of their process groups is judged
-(standing.py, blame.py). Where they say nothing or it names nobody, in this order: ranks whose threads do not
-run (stopped, or the interpreter lock held), ranks that are steps behind the others, ranks that are in another
-phase than all the rest. What cannot be told apart is unknown, and nobody is blamed.
+(live_records.py, standing.py, blame.py). Where they say nothing or it names nobody, in this order: ranks
+whose threads do not run (stopped, or the interpreter lock held), ranks that are steps behind the others, ranks
+in another phase than all the rest. What cannot be told apart is unknown, and nobody is blamed.
 Blind spots: before 20 steps there is no p99, so a hang in them is not seen, nor one inside a long phase.
 Source: formula 7 of the methods.
 """
@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from gpuvigil_detectors.base import Float32
-from gpuvigil_detectors.training import standing
+from gpuvigil_detectors.training import live_records, standing
 from gpuvigil_detectors.training.jobs import FLAGS, PHASE, SECONDS, UNUSUAL, Job, Rank
 from gpuvigil_detectors.training.progress import Kind
 
@@ -31,13 +31,17 @@ _LONG_PHASES: Final = frozenset(PHASE[name] for name in ("checkpoint", "eval", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """No step for `seconds` where `limit_s` was allowed. culprits: rank numbers, () when unknown."""
+    """No step for `seconds` where `limit_s` was allowed. culprits: rank numbers, () when unknown.
+
+    facts: what was gathered, for people.
+    """
 
     seconds: float
     limit_s: float
     kind: Kind
     culprits: tuple[int, ...]
     why: str
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 def limit_s(job: Job) -> float | None:
@@ -56,8 +60,11 @@ def _usual(rank: Rank) -> Float32:
     return usual
 
 
-def look(job: Job, now_ns: int) -> Stall | None:
-    """Judge one job now; None while it moves, or while nothing can be said."""
+def look(job: Job, now_ns: int, struck: frozenset[int] = frozenset()) -> Stall | None:
+    """Judge one job now; None while it moves, or while nothing can be said.
+
+    struck: ranks whose device has reported a fatal fault.
+    """
     ranks = job.living
     allowed = limit_s(job)
     ages = [rank.step_age_s for rank in ranks]
@@ -65,27 +72,59 @@ def look(job: Job, now_ns: int) -> Stall | None:
         return None
     if min(ages) <= allowed or any(rank.phase in _LONG_PHASES for rank in ranks):
         return None
-    kind, culprits, why = _by_collectives(ranks, now_ns) or _blame(ranks)
-    where = standing.stacks((rank.number, rank.standing) for rank in ranks)
+    since_ns = now_ns - int(min(ages) * 1e9)
+    kind, culprits, why = _by_collectives(ranks, now_ns, since_ns, struck) or _blame(ranks, since_ns)
+    where = standing.stacks(((rank.number, rank.standing) for rank in ranks), since_ns)
     why = f"{why}; {where}" if where else why
-    return Stall(seconds=min(ages), limit_s=allowed, kind=kind, culprits=culprits, why=why)
+    return Stall(
+        seconds=min(ages), limit_s=allowed, kind=kind, culprits=culprits, why=why,
+        facts=_gathered(ranks, since_ns, where),
+    )  # fmt: skip
 
 
-def _by_collectives(ranks: list[Rank], now_ns: int) -> tuple[Kind, tuple[int, ...], str] | None:
-    """What the ranks' own records of collectives say; None where they say nothing, or nobody can be named."""
-    found = standing.blame(
-        ((rank.number, rank.standing, rank.heartbeat_age_s > _HEARTBEAT_S) for rank in ranks), now_ns
+def _gathered(ranks: list[Rank], since_ns: int, where: str) -> tuple[tuple[str, str], ...]:
+    """What was gathered since the job came to a stand, as facts of the finding."""
+    told = sum(rank.records is not None and rank.records.at_ns >= since_ns for rank in ranks)
+    held = [rank for rank in ranks if rank.held is not None and rank.held.at_ns >= since_ns]
+    words = "; ".join(f"rank {rank.number}: {rank.held.words}" for rank in held[:4] if rank.held)
+    found = (
+        ("stacks", where),
+        ("outlier", standing.outlier(((rank.number, rank.standing) for rank in ranks), since_ns)),
+        ("held", words),
+        ("records", f"{told} of {len(ranks)} ranks told their last collectives" if told else ""),
     )
-    if found is None or not found.culprits:
-        return None
-    return found.kind, found.culprits, found.sentence
+    return tuple((key, value) for key, value in found if value)
 
 
-def _blame(ranks: list[Rank]) -> tuple[Kind, tuple[int, ...], str]:
+def _by_collectives(
+    ranks: list[Rank], now_ns: int, since_ns: int, struck: frozenset[int]
+) -> tuple[Kind, tuple[int, ...], str] | None:
+    """What the ranks' own records of collectives say; None where they say nothing, or nobody can be named.
+
+    Records that were asked for tell ops and sizes: they go before the counts that ranks tell by themselves.
+    """
+    still = {rank.number: rank.heartbeat_age_s > _HEARTBEAT_S for rank in ranks}
+    records = live_records.blame(((r.number, r.records, still[r.number]) for r in ranks), since_ns, struck)
+    counts = standing.blame(((r.number, r.standing, still[r.number]) for r in ranks), now_ns, struck)
+    for found in (records, counts):
+        if found is not None and (found.culprits or found.kind == "desync"):
+            held = [rank for rank in ranks if rank.number in found.culprits and still[rank.number]]
+            return found.kind, found.culprits, found.sentence + _why_held(held, since_ns)
+    return None
+
+
+def _why_held(ranks: list[Rank], since_ns: int) -> str:
+    """What is known of ranks whose threads do not run, as more of a sentence."""
+    words = {rank.held.words for rank in ranks if rank.held is not None and rank.held.at_ns >= since_ns}
+    return "".join(f"; {word}" for word in sorted(words)[:2] if word)
+
+
+def _blame(ranks: list[Rank], since_ns: int) -> tuple[Kind, tuple[int, ...], str]:
     stopped = [rank for rank in ranks if rank.heartbeat_age_s > _HEARTBEAT_S]
     if stopped and len(stopped) < len(ranks):
         ages = ", ".join(f"{rank.heartbeat_age_s:.0f} s" for rank in stopped)
-        return "stopped", _numbers(stopped), f"no thread of its process has run for {ages}"
+        why = f"no thread of its process has run for {ages}{_why_held(stopped, since_ns)}"
+        return "stopped", _numbers(stopped), why
     newest = max(rank.last_step for rank in ranks)
     behind = [rank for rank in ranks if rank.last_step < newest]
     if behind and len(behind) < len(ranks):

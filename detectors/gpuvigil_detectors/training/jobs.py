@@ -15,7 +15,8 @@ import numpy as np
 
 from gpuvigil import layout
 from gpuvigil_detectors.base import FactEvent, Float32, Int64, Snapshot, StepRows
-from gpuvigil_detectors.training import standing
+from gpuvigil_detectors.training import live_records, standing
+from gpuvigil_detectors.training.standing import Held
 from gpuvigil_protos.entity import job_and_rank_of
 
 SECOND_NS: Final = 1_000_000_000
@@ -68,6 +69,8 @@ class Rank:
     phase: float = float("nan")
     memory_bytes: float = float("nan")
     standing: standing.Standing | None = None
+    held: Held | None = None
+    records: live_records.Told | None = None
     memory_past: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY_KEPT))
     end_ns: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     steps: Float32 = field(default_factory=lambda: np.empty((0, len(COLUMNS)), np.float32))
@@ -143,8 +146,7 @@ class Jobs:
             elif event.kind == "rank_down":
                 self._down(event)
             elif event.kind == "collectives":
-                if (known := self._find(event.node, event.entity)) is not None:
-                    known[1].standing = standing.read(event)
+                self._stand(event)
             elif event.kind == "checkpoint":
                 self._save(event)
             elif event.kind == "hook" and "parked" in event.fields:
@@ -187,6 +189,17 @@ class Jobs:
         if rank.since_ns <= event.time_ns and not rank.ended:
             rank.ended = event.fields.get("reason", "died")
             rank.ended_ns, rank.ended_phase = event.time_ns, event.fields.get("phase", "")
+
+    def _stand(self, event: FactEvent) -> None:
+        """Take what a rank says while it stands, or what was gathered of it when asked."""
+        known = self._find(event.node, event.entity)
+        if known is None:
+            return
+        rank = known[1]
+        rank.standing = standing.take(rank.standing, event)
+        rank.held = standing.read_held(event) or rank.held
+        if event.fields.get("source") == "records":
+            rank.records = live_records.read(event) or rank.records
 
     def _save(self, event: FactEvent) -> None:
         """Note a save that did not become whole, until one does: rank 0's word, else whoever tells."""

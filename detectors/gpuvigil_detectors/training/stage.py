@@ -15,9 +15,11 @@ from gpuvigil_detectors.training import hang, loop_faults, silent, slow
 from gpuvigil_detectors.training.claim import Claim, facts_of
 from gpuvigil_detectors.training.hang import Stall
 from gpuvigil_detectors.training.jobs import PHASE, SECOND_NS, Job, Jobs, Rank
+from gpuvigil_detectors.training.node_log import NodeLog
 from gpuvigil_detectors.training.slow import Late, Pace, Slowness
 
-_VERDICT_LOOKS: Final = 5  # ticks in a row that blame the same ranks make a suspicion a verdict
+_VERDICT_LOOKS: Final = 5  # looks in a row that blame the same ranks make a suspicion a verdict
+_LOOK_NS: Final = SECOND_NS * 9 // 10
 _DEAD_KEPT_NS: Final = 600 * SECOND_NS
 _ENDED_KEPT_NS: Final = 60 * SECOND_NS
 _TOGETHER_NS: Final = SECOND_NS // 2  # ranks that die so near to each other were ended, as by scancel
@@ -36,15 +38,19 @@ class Training:
     def __init__(self) -> None:
         self.jobs = Jobs()
         self._slowness = Slowness()
+        self._nodes = NodeLog()
         self._late: dict[str, deque[int]] = {}
-        self._stalls: dict[str, tuple[int, tuple[int, ...], int]] = {}  # since, culprits, looks
+        self._stalls: dict[str, tuple[int, tuple[int, ...], int, int]] = {}  # since, culprits, looks, last
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Judge every job."""
         self.jobs.take(snapshot)
+        self._nodes.take(snapshot)
         now_ns, by_name = snapshot.now_ns, self.jobs.by_name
         self._slowness.take(by_name)
-        found = [claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, now_ns)]
+        found = [
+            claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, snapshot)
+        ]
         found += silent.node_lives(by_name.values(), snapshot)
         self._stalls = {name: stall for name, stall in self._stalls.items() if name in by_name}
         self._late = {name: late for name, late in self._late.items() if name in by_name}
@@ -59,25 +65,34 @@ class Training:
         """Whether a job makes no step now, as far as it is known."""
         return job in self._stalls
 
-    def _judge(self, job: Job, now_ns: int) -> list[Claim]:
+    def suspected(self) -> list[str]:
+        """Jobs that make no step now: what evidence is gathered of."""
+        return list(self._stalls)
+
+    def _judge(self, job: Job, snapshot: Snapshot) -> list[Claim]:
+        now_ns = snapshot.now_ns
         dead = _dead(job, now_ns)
         ending = job.ends_as_asked(now_ns)  # what hangs now has been dealt with
-        hung = None if dead or ending else self._hang(job, now_ns)
+        hung = None if dead or ending else self._hang(job, snapshot)
         claims = (
             _parked(job), _save_fault(job), dead, hung, self._slow(job), loop_faults.not_finite(job),
             loop_faults.spikes(job), loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
         )  # fmt: skip
         return [claim for claim in claims if claim is not None]
 
-    def _hang(self, job: Job, now_ns: int) -> Claim | None:
-        stall = hang.look(job, now_ns)
+    def _hang(self, job: Job, snapshot: Snapshot) -> Claim | None:
+        now_ns = snapshot.now_ns
+        stall = hang.look(job, now_ns, self._nodes.struck(job, now_ns))
         if stall is None:
             self._stalls.pop(job.name, None)
             return None
         began_ns = now_ns - int(stall.seconds * SECOND_NS)
-        since_ns, culprits, looks = self._stalls.get(job.name, (began_ns, (), 0))
-        looks = looks + 1 if culprits == stall.culprits else 1
-        self._stalls[job.name] = (since_ns, stall.culprits, looks)
+        since_ns, culprits, looks, looked_ns = self._stalls.get(job.name, (began_ns, (), 0, 0))
+        if culprits != stall.culprits:
+            looks, looked_ns = 0, 0
+        if now_ns - looked_ns >= _LOOK_NS:  # a tick that an event asked for is no look of its own
+            looks, looked_ns = looks + 1, now_ns
+        self._stalls[job.name] = (since_ns, stall.culprits, looks, looked_ns)
         certain = stall.kind != "unknown" and looks >= _VERDICT_LOOKS
         blamed = job.ranks[stall.culprits[0]] if stall.culprits else None
         waits_for_input = blamed is not None and blamed.phase == PHASE["data"] and stall.kind != "stopped"
@@ -87,7 +102,10 @@ class Training:
             start_ns=since_ns, sentence=_hang_sentence(job, stall), rank=blamed,
             evidence=Evidence(
                 observed=stall.seconds, expected=stall.limit_s, unit="seconds", since_ns=since_ns,
-                facts=(("kind", stall.kind), *facts_of(job, blamed)),
+                facts=(
+                    ("kind", stall.kind), *facts_of(job, blamed), *stall.facts,
+                    *self._nodes.facts(_nodes_of(job, stall), since_ns, snapshot),
+                ),
             ),
         )  # fmt: skip
 
@@ -206,6 +224,12 @@ def _dead(job: Job, now_ns: int) -> Claim | None:
             since_ns=first.ended_ns, facts=facts_of(job, first),
         ),
     )  # fmt: skip
+
+
+def _nodes_of(job: Job, stall: Stall) -> set[str]:
+    """The culprits' nodes; all of the job's where nobody is named."""
+    named = [job.ranks[number] for number in stall.culprits if number in job.ranks]
+    return {rank.node for rank in named or job.living}
 
 
 def _hang_sentence(job: Job, stall: Stall) -> str:

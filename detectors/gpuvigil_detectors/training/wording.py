@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from gpuvigil_detectors.training.group_table import GroupTable
+from gpuvigil_detectors.training.progress import Op
 from gpuvigil_detectors.training.waits import Mark, WaitGraph
 
 _NAMES_MAX: Final = 8
@@ -50,7 +51,8 @@ def _behind(table: GroupTable, rank: int, sequence: int) -> str:
     waiting = sum(other.last >= sequence for other in table.pending.values())
     enqueued = row.enqueued if row else None
     of = len(table.members)
-    return f"enqueued up to {enqueued}, {waiting} of {of} members wait in {_what(table, sequence)}"
+    place = "told nothing of its place" if enqueued is None else f"enqueued up to {enqueued}"
+    return f"{place}, {waiting} of {of} members wait in {_what(table, sequence)}"
 
 
 def _inside(table: GroupTable, rank: int, mark: Mark) -> str:
@@ -61,9 +63,16 @@ def _inside(table: GroupTable, rank: int, mark: Mark) -> str:
     if mark.kind == "desync":
         row = table.rows.get(rank)
         own = row.ops.get(sequence) if row else None
-        said = f"{own.name} ({own.size} x {own.dtype})" if own else "something else"
-        return f"does {said} where others do {what} ({op.size} x {op.dtype})"
+        if own is not None and own == op:  # the others are in another group
+            return f"waits in {what} for others, who wait for it in another group"
+        said = f"{own.name}{_brought(own)}" if own else "something else"
+        return f"does {said} where others do {what}{_brought(op)}"
     done = len(table.done(sequence))
     if done:
         return f"has not completed {what}, which {done} of {len(table.members)} members completed"
     return f"has a reported hardware fault and is inside {what}"
+
+
+def _brought(op: Op) -> str:
+    """Size and type of what a rank brings, where they say anything."""
+    return f" ({op.size} x {op.dtype})" if op.size is not None else f" ({op.dtype})" if op.dtype else ""
