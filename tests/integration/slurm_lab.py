@@ -118,10 +118,10 @@ class SlurmLab:
         key.chmod(0o400)
 
     def spawn(self, name: str, *argv: str) -> None:
-        """Start one daemon in the foreground, its output in log/NAME.out."""
+        """Start one daemon in the foreground, its output in log/NAME.out; it dies with the test."""
         with (self.folder / f"log/{name}.out").open("ab") as out:
             self.children[name] = subprocess.Popen(
-                argv, env=self.env, stdout=out, stderr=out, cwd=self.folder
+                ("setpriv", "--pdeathsig", "KILL", *argv), env=self.env, stdout=out, stderr=out, cwd=self.folder
             )
 
     def start(self) -> None:
