@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from integration.slurm_actions import Recorder, action, actuator, client_env, fence, programs
 from integration.slurm_lab import SlurmLab, until
+from unit.action_help import World
+from unit.action_help import action as proposed
 
-from gpuvigil_collector.action import AmbiguousError, Kind, RefusedError
+from gpuvigil_collector.action import Action, AmbiguousError, Fence, Kind, RefusedError
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.watch import SlurmWatch
 from gpuvigil_protos.settings import Seconds
@@ -160,3 +162,35 @@ def test_r5_the_view_ages_while_slurmctld_stands(slurm: SlurmLab) -> None:
     finally:
         go_on(slurm)
         watch.stop()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_r3_the_collector_dies_around_the_requeue(slurm: SlurmLab, tmp_path: Path, when: str) -> None:
+    """Issued is on disk: the next run looks, and asks for nothing again."""
+    job = slurm.submit("sleep 300")
+    until(lambda: slurm.job(job)["job_state"] == "RUNNING", "it runs")
+    dying, recorder = actuator(slurm), Recorder()
+
+    class Dies:
+        name, kinds, look = dying.name, dying.kinds, staticmethod(dying.look)
+
+        def apply(self, asked: Action, lease: Fence) -> str:
+            if when == "after":
+                dying.apply(asked, lease)
+            raise KeyboardInterrupt  # as abrupt as a test can be: nothing is caught, nothing more is written
+
+    first = World(tmp_path / "state", Dies())
+    first.executor.resume()
+    first.executor.submit(proposed("m1", kind="move_job", node="gn1", job=job, deadline_s=3.0))
+    with pytest.raises(KeyboardInterrupt):
+        first.step()
+    second = World(tmp_path / "state", actuator(slurm, recorder), store=first.store)
+    second.executor.resume()
+    for _ in range(20):
+        second.step(after_s=0.5)
+        if second.state("m1") in ("done", "failed"):
+            break
+    assert second.state("m1") == ("done" if when == "after" else "failed")
+    assert recorder.changes == []
+    until(lambda: slurm.job(job)["job_state"] == "RUNNING", "it runs")
+    assert slurm.job(job)["restart_cnt"] == int(when == "after")
