@@ -79,12 +79,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
 
     def faults() -> list[str]:
-        dead, failing = config.ingest.workers - len(ingest.pids), store.counters().get("recordings_failing")
-        told = [
-            (dead, f"{dead} of {config.ingest.workers} ingest workers are down"),
-            (failing, "recordings cannot be written: agents keep their data in their spools"),
-        ]
-        return [*(sentence for wrong, sentence in told if wrong), *plant.faults()]
+        return [*_ingest_faults(config, ingest, store), *plant.faults()]
 
     def alive() -> bool:
         return brain.stalled_s() < _ALIVE_S
@@ -112,6 +107,15 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     pipeline.books.save()
     store.close()
     journal.close()
+
+
+def _ingest_faults(config: CollectorConfig, ingest: Ingest, store: Store) -> list[str]:
+    dead, failing = config.ingest.workers - len(ingest.pids), store.counters().get("recordings_failing")
+    told = [
+        (dead, f"{dead} of {config.ingest.workers} ingest workers are down"),
+        (failing, "recordings cannot be written: agents keep their data in their spools"),
+    ]
+    return [sentence for wrong, sentence in told if wrong]
 
 
 def _version() -> str:

@@ -105,8 +105,8 @@ class Journal:
                 self.fault = f"an incident in the journal could not be read: {error}"
                 self._log.error("journal_incident_unreadable", error=str(error))
 
-    def note(self, notes: list[Note]) -> None:
-        """Append entries that are no change of an incident, with the next `record`."""
+    def note(self, notes: Iterable[Change | Note]) -> None:
+        """Append entries, in this order, with the next `record`."""
         self._backlog += notes
 
     def record(self, changes: list[Change], touched: Iterable[Incident]) -> None:

@@ -163,6 +163,7 @@ class Pipeline:
         if marks is not None:
             tick.findings = believed(tick.findings, marks.false_positives, tick.now_ns)
         tick.changes = self.tracker.tick(tick.findings, Topology(tick.snapshot.nodes), tick.now_ns)
+        self.journal.note(tick.changes)  # before what repair says of them
         if self.learned is not None:
             self.learned.detector.mask(_entities(self.tracker))
 
@@ -176,7 +177,7 @@ class Pipeline:
         due = tick.now_ns - self._touched_ns >= _TOUCH_EVERY_NS
         if due:
             self._touched_ns = tick.now_ns
-        self.journal.record(tick.changes, self.tracker.open.values() if due else ())
+        self.journal.record([], self.tracker.open.values() if due else ())
         if not self.journal.waiting:
             self.store.mark_judged()
         if self.anchor is not None and self.journal.on_disk and self.anchor.due(tick.now_ns):

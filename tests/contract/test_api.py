@@ -178,6 +178,11 @@ def test_unknown_paths_are_json_404(api, path):
 @pytest.mark.parametrize("path", ["/api/v1/nodes", "/metrics", "/", "/nowhere"])
 def test_nothing_but_reading(api, method, path):
     answer = api.request(method, path)
+    if method == "POST" and path.startswith("/api/"):  # not for a page of another origin
+        assert answer.status_code == 403 and answer.json()["error"]["field"] == "X-Gpuvigil-Request"
+        answer = api.request(method, path, headers={"X-Gpuvigil-Request": "1"})
+        assert answer.status_code == 405
+        return
     assert answer.status_code == 405 and answer.headers["allow"] == "GET, HEAD"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from dataclasses import dataclass, field
@@ -115,6 +116,8 @@ class Rig:
             remediation or Remediation(), directory, records=self.records, executor=self.effects, saves=desk,
             journal=self.journal, senses=Senses(fence=self._fence),
         )  # fmt: skip
+        numbers = itertools.count(1)
+        self.repair.desk._new_id = lambda: f"c{next(numbers)}"
         self.pipeline = Pipeline(
             store=self.store, structural=self.structural, rules=self.rules, training=Training(),
             books=Books(directory / "goodput.json"), desk=desk,

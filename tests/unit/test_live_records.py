@@ -135,19 +135,20 @@ def test_what_the_order_of_ops_tells_is_said_and_no_more():
     assert both.endswith("rank 2 left out all_reduce 5 or did broadcast once more than the others")
 
 
-def test_ranks_that_wait_for_each_other_in_different_groups_are_told_apart():
-    """Rank 2 left out op 7 of group 0 and is in group 1, which the others have not used yet."""
+@pytest.mark.parametrize("name", ["1", "mesh_tp"])
+def test_ranks_that_wait_for_each_other_in_different_groups_are_told_apart(name):
+    """Rank 2 left out op 7 of group 0 and is in another group, which the others have not used yet."""
     before = [*step(1), *step(3), *step(5)]
-    own = entry(1, "barrier", done=False) | {"process_group": ["1", "undefined"], "pg_id": 1, "record_id": 9}
-    members = {"0": "0-2", "1": "0-2"}
+    own = entry(1, "barrier", done=False) | {"process_group": [name, "undefined"], "pg_id": 1, "record_id": 9}
+    members = {"0": "0-2", name: "0-2"}
     told = {}
     for rank in range(3):
         word = word_of(gloo([*before, *([own] if rank == 2 else [entry(7, done=False)])]), members)
-        word["groups"] = flight.with_unused(word["groups"], ["0", "1"], members)
+        word["groups"] = flight.with_unused(word["groups"], ["0", name], members)
         told[rank] = live_records.read(carried(rank, word))
     found = live_records.blame([(rank, one, False) for rank, one in told.items()], 0)
     assert (found.culprits, found.kind) == ((2,), "desync")
-    said = "rank 2 waits in barrier 1 of group 1 undefined for others, who wait for it in another group"
+    said = f"rank 2 waits in barrier 1 of group {name} undefined for others, who wait for it in another group"
     assert found.sentence.startswith(said)
 
 

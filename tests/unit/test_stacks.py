@@ -18,7 +18,10 @@ from gpuvigil_agent.hook_evidence import stacks_of
 
 @pytest.fixture
 def taken():
-    """Give back every signal that a test took."""
+    """Give back every signal that a test took, this one or one before it in this process."""
+    for number in stacks._owners:
+        stacks.faulthandler.unregister(number)
+    stacks._owners.clear()
     made: list[stacks.Stacks] = []
 
     def make() -> stacks.Stacks:

@@ -5,7 +5,6 @@ What operators say comes in by `ask` from any thread and is answered at the next
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from gpuvigil_collector.action import HARMLESS
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_collector.incidents.tracker import short_id
 from gpuvigil_collector.policy import Policy
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.hands import SafeHands
@@ -31,8 +31,8 @@ _ASKED_MAX: Final = 1000
 class RepairDesk:
     """One thread calls `tick`; `ask` may be called by any."""
 
-    def __init__(self, policy: Policy, hands: SafeHands) -> None:
-        self.policy, self.hands, self.kept = policy, hands, hands.kept
+    def __init__(self, policy: Policy, hands: SafeHands, new_id: Callable[[], str] = short_id) -> None:
+        self.policy, self.hands, self.kept, self._new_id = policy, hands, hands.kept, new_id
         self._walk = Walk(policy, hands)
         self._seen = {(case.incident, case.playbook) for case in self.kept.cases.values()}
         self._asked: deque[tuple[Callable[[RepairDesk, int], Any], Future[Any]]] = deque()
@@ -120,7 +120,7 @@ class RepairDesk:
             return
         busy.add((incident.node, incident.synthetic))
         case = Case(
-            id=secrets.token_hex(4), incident=incident.id, fingerprint=incident.fingerprint,
+            id=self._new_id(), incident=incident.id, fingerprint=incident.fingerprint,
             fault_class=incident.fault_class, node=incident.node, target=incident.target,
             cause=incident.cause[:300], playbook=playbook, opened_ns=now_ns, step_began_ns=now_ns,
             gpu=names.gpu_uuid_of(incident.target.partition("/")[2]) or "", partition=partition,

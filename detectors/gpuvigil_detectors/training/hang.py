@@ -3,8 +3,8 @@
 Stalled: no rank has ended a step for max(3 x p99 of its step gaps, 15 s), and none is in a phase that may
 take long (init, compile, eval, checkpoint). Then what the ranks say of their process groups is judged
 (live_records.py, standing.py, blame.py). Where they say nothing or it names nobody, in this order: ranks
-whose threads do not run (stopped, or the interpreter lock held), ranks that are steps behind the others, ranks
-in another phase than all the rest. What cannot be told apart is unknown, and nobody is blamed.
+whose threads do not run (stopped, or the interpreter lock held), ranks that are steps behind the others,
+ranks in another phase than all the rest. What cannot be told apart is unknown, and nobody is blamed.
 Blind spots: before 20 steps there is no p99, so a hang in them is not seen, nor one inside a long phase.
 Source: formula 7 of the methods.
 """

@@ -57,7 +57,7 @@ def read(event: FactEvent) -> Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What an agent found of a rank whose hook does not run. state: the kernel's letter. note: why no stack."""
+    """What its agent found where a hook does not run. state: the kernel's letter. note: why no stack."""
 
     at_ns: int
     state: str
