@@ -121,7 +121,11 @@ class SlurmLab:
         """Start one daemon in the foreground, its output in log/NAME.out; it dies with the test."""
         with (self.folder / f"log/{name}.out").open("ab") as out:
             self.children[name] = subprocess.Popen(
-                ("setpriv", "--pdeathsig", "KILL", *argv), env=self.env, stdout=out, stderr=out, cwd=self.folder
+                ("setpriv", "--pdeathsig", "KILL", *argv),
+                env=self.env,
+                stdout=out,
+                stderr=out,
+                cwd=self.folder,
             )
 
     def start(self) -> None:
