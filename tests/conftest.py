@@ -33,7 +33,7 @@ def _systemd() -> str | None:
 
 
 def _slurm() -> str | None:
-    return _root() or _tools("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "openssl")()
+    return _root() or _tools("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "openssl", "setpriv")()
 
 
 def _torch() -> str | None:

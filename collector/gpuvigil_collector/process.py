@@ -19,7 +19,7 @@ from typing import Final
 from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-OUTPUT_MAX: Final = 1 << 20  # bytes kept of each stream; more is read and thrown away
+OUTPUT_MAX: Final = 1 << 20  # bytes kept of each stream unless told otherwise; more is thrown away
 _BLOCK: Final = 1 << 16
 _POLL_S: Final = 0.05  # a child of the child may hold the pipe open: so we look at the child as well
 _REAP_S: Final = 1.0

@@ -1,7 +1,7 @@
 """What Slurm's prolog waits for us: wall time of deploy/slurm/gpuvigil-verdict, 1,000 runs each way.
 
-Without a verdict (a healthy node) and with one that is signed and refuses. Promise: p99 at most 50 ms. Starting
-the script from this process is in it. CPU is of the script and all that it starts.
+Without a verdict (a healthy node) and with one that is signed and refuses. Promise: p99 at most 50 ms. The
+start of the script from this process is in it. CPU is of the script and all that it starts.
 usage: bench_slurm_verdict.py [--runs 1000]
 """
 

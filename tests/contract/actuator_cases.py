@@ -12,6 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
 
+import pytest
+from contract.slurm_case import slurm
+
 from gpuvigil_collector.action import Actuator, Kind
 from gpuvigil_collector.actuator_config import Command, Webhook
 from gpuvigil_collector.actuators.command import CommandActuator
@@ -233,4 +236,9 @@ def command(directory: Path) -> Iterator[Bench]:
     yield Scripts(directory)
 
 
-CASES: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {"webhook": webhook, "command": command}
+CASES: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {
+    "webhook": webhook,
+    "command": command,
+    "slurm": slurm,
+}
+NEEDS = {"slurm": pytest.mark.needs_slurm}

@@ -6,13 +6,13 @@ import time
 from dataclasses import replace
 
 import pytest
-from contract.actuator_cases import CASES
+from contract.actuator_cases import CASES, NEEDS
 from unit.action_help import World, action
 
 from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
 
 
-@pytest.fixture(params=list(CASES))
+@pytest.fixture(params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in CASES])
 def bench(request, tmp_path):
     folder = tmp_path / "outside"
     folder.mkdir()

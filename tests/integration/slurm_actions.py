@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from integration.slurm_lab import SlurmLab
 
-from gpuvigil_collector.action import Action, Fence, Kind, Proposal
 from gpuvigil_collector import process
+from gpuvigil_collector.action import Action, Fence, Kind, Proposal
 from gpuvigil_collector.actuators.slurm import SlurmActuator
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.settings import SlurmSettings
-from gpuvigil_protos.settings import Seconds
 
 
 def action(
@@ -47,8 +48,9 @@ class Recorder:
         self.before = before
 
     def __call__(self, argv: tuple[str, ...], **keywords: Any) -> process.Ran:
-        self.before(argv)
-        self.argv.append(argv)
+        named = (Path(argv[0]).name, *argv[1:])
+        self.before(named)
+        self.argv.append(named)
         return process.run(argv, **keywords)
 
     @property
@@ -63,11 +65,28 @@ class Recorder:
 
 def client_env(lab: SlurmLab) -> Mapping[str, str]:
     """What a client program needs of the environment, and no more."""
-    return {name: lab.env[name] for name in ("PATH", "SLURM_CONF")}
+    return {name: lab.env[name] for name in ("SLURM_CONF",)}
 
 
 def actuator(lab: SlurmLab, recorder: Recorder | None = None, **settings: Any) -> SlurmActuator:
     """The product's actuator over the lab."""
     client = SlurmClient(environment=client_env(lab), run=recorder or process.run)
-    chosen = {"settle": Seconds(0.3), **settings}
-    return SlurmActuator(settings=SlurmSettings(**chosen), client=client)
+    return SlurmActuator(settings=SlurmSettings(**settings), client=client)
+
+
+PROGRAMS = ("scontrol", "sinfo", "squeue", "scancel")
+
+
+def programs(folder: Path, body: str, *replaced: str) -> str:
+    """Return a folder with Slurm's programs; `replaced` are a script instead; $real is the real one."""
+    for name in PROGRAMS:
+        real = shutil.which(name)
+        assert real is not None
+        if name not in replaced:
+            (folder / name).symlink_to(real)
+            continue
+        (folder / name).write_text(
+            f'#!/bin/sh\nreal={real}\ncase $1 in --v*) exec $real "$@";; esac\n{body}\n'
+        )
+        (folder / name).chmod(0o755)
+    return str(folder)

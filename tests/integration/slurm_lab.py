@@ -59,7 +59,7 @@ SlurmdParameters=config_overrides
 {extra}
 {nodes}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
-PartitionName=small Nodes=gn4 MaxTime=INFINITE State=UP
+PartitionName=small Nodes={prefix}4 MaxTime=INFINITE State=UP
 """
 NODE = (
     "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=1000"
@@ -91,34 +91,41 @@ def until(true: Callable[[], Any], what: str, within_s: float = 30) -> Any:
 class SlurmLab:
     """A running Slurm. `env` is what a client needs to reach it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefix: str = "gn") -> None:
+        self.prefix, self.nodes = prefix, tuple(f"{prefix}{number}" for number in (1, 2, 3, 4))
         self.folder = folder
         self.conf = folder / "slurm.conf"
         self.env = {**os.environ, "SLURM_CONF": str(self.conf), "LC_ALL": "C"}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
-        self.ports = dict(zip(("slurmctld", *NODES), free_ports(5), strict=True))
+        self.ports = dict(zip(("slurmctld", *self.nodes), free_ports(5), strict=True))
 
     def write(self, extra: str = "") -> None:
         """Write slurm.conf, gres.conf and topology.conf; `extra` are more lines of slurm.conf."""
-        for name in ("state", "log", "munge", "dev", *(f"spool/{node}" for node in NODES)):
+        for name in ("state", "log", "munge", "dev", *(f"spool/{node}" for node in self.nodes)):
             (self.folder / name).mkdir(parents=True)
-        nodes = "\n".join(NODE.format(name=node, port=self.ports[node]) for node in NODES)
-        text = CONF.format(ctld=self.ports["slurmctld"], lab=self.folder, extra=extra, nodes=nodes)
+        nodes = "\n".join(NODE.format(name=node, port=self.ports[node]) for node in self.nodes)
+        text = CONF.format(
+            ctld=self.ports["slurmctld"], lab=self.folder, extra=extra, nodes=nodes, prefix=self.prefix
+        )
         self.conf.write_text(text)
         for index in range(GPUS):  # slurmd takes character devices alone; 1:3 is /dev/null's twin
             os.mknod(self.folder / f"dev/nvidia{index}", 0o666 | 0o020000, os.makedev(1, 3))
-        gpus = f"NodeName=gn[1-4] Name=gpu Type=h100 File={self.folder}/dev/nvidia[0-{GPUS - 1}]\n"
+        gpus = f"NodeName={self.prefix}[1-4] Name=gpu Type=h100 File={self.folder}/dev/nvidia[0-{GPUS - 1}]\n"
         (self.folder / "gres.conf").write_text(gpus)
-        (self.folder / "topology.conf").write_text(TOPOLOGY)
+        (self.folder / "topology.conf").write_text(TOPOLOGY.format(prefix=self.prefix))
         key = self.folder / "munge/key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
 
     def spawn(self, name: str, *argv: str) -> None:
-        """Start one daemon in the foreground, its output in log/NAME.out."""
+        """Start one daemon in the foreground, its output in log/NAME.out; it dies with the test."""
         with (self.folder / f"log/{name}.out").open("ab") as out:
             self.children[name] = subprocess.Popen(
-                argv, env=self.env, stdout=out, stderr=out, cwd=self.folder
+                ("setpriv", "--pdeathsig", "KILL", *argv),
+                env=self.env,
+                stdout=out,
+                stderr=out,
+                cwd=self.folder,
             )
 
     def start(self) -> None:
@@ -131,7 +138,7 @@ class SlurmLab:
         )  # fmt: skip
         until((munge / "socket").exists, f"munged: {self.log('munged')}", 10)
         self.start_controller()
-        for node in NODES:
+        for node in self.nodes:
             self.start_node(node)
         until(self.all_idle, f"four idle nodes: {self.log('slurmctld')}")
 
@@ -157,7 +164,7 @@ class SlurmLab:
     def all_idle(self) -> bool:
         """Whether all four nodes are idle and take work."""
         seen = self.run("sinfo", "-h", "-N", "-p", "gpu", "-o", "%N %T", check=False).split("\n")
-        return seen == [f"{node} idle" for node in NODES]
+        return seen == [f"{node} idle" for node in self.nodes]
 
     def node(self, name: str) -> Mapping[str, Any]:
         """One node as JSON."""
@@ -187,7 +194,7 @@ class SlurmLab:
         for line in self.run("scontrol", "-o", "show", "reservation").splitlines():
             if line.startswith("ReservationName="):
                 self.run("scontrol", "delete", line.split()[0])
-        for node in NODES:
+        for node in self.nodes:
             for state in ("undrain", "resume"):
                 self.run("scontrol", "update", f"nodename={node}", f"state={state}", check=False)
         until(self.all_idle, "four idle nodes after a test")
@@ -208,11 +215,11 @@ class SlurmLab:
 
 
 @contextlib.contextmanager
-def slurm_lab(extra: str = "") -> Iterator[SlurmLab]:
-    """Run a Slurm of four idle nodes; `extra` are more lines of slurm.conf."""
+def slurm_lab(extra: str = "", prefix: str = "gn") -> Iterator[SlurmLab]:
+    """Run a Slurm of four idle nodes, PREFIX1 to PREFIX4; `extra` are more lines of slurm.conf."""
     folder = Path(tempfile.mkdtemp(prefix="gv-slurm-"))
     folder.chmod(0o755)  # jobs of other users read their script's folder
-    lab = SlurmLab(folder)
+    lab = SlurmLab(folder, prefix)
     try:
         lab.write(extra)
         lab.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -10,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from integration.slurm_actions import Recorder, action, actuator, client_env, fence
+from integration.slurm_actions import Recorder, action, actuator, client_env, fence, programs
 from integration.slurm_lab import SlurmLab, until
+from unit.action_help import World
+from unit.action_help import action as proposed
 
-from gpuvigil_collector.action import AmbiguousError, Kind, RefusedError
+from gpuvigil_collector.action import Action, AmbiguousError, Fence, Kind, RefusedError
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.watch import SlurmWatch
 from gpuvigil_protos.settings import Seconds
@@ -70,15 +71,6 @@ def test_r4_slurmctld_stands_and_the_command_comes_through_late(slurm: SlurmLab,
         assert slurm.job(job)["restart_cnt"] == 1
 
 
-def wrapper(folder: Path, body: str) -> dict[str, str]:
-    """A PATH on which `scontrol` is `body` ahead of the real one."""
-    real = next(p for p in os.environ["PATH"].split(":") if (Path(p) / "scontrol").exists())
-    script = folder / "scontrol"
-    script.write_text(f'#!/bin/sh\nreal={real}/scontrol\ncase $1 in --*) exec $real "$@";; esac\n{body}\n')
-    script.chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}"}
-
-
 @pytest.mark.parametrize("kind", ["hold", "move_job"])
 @pytest.mark.parametrize(
     ("body", "happened"), [('$real "$@"; kill -9 $$', True), ("kill -9 $$", False)], ids=["after", "before"]
@@ -92,7 +84,7 @@ def test_r4_client_killed_between_command_and_answer(
     hands = actuator(slurm)
     before = hands.look(action(kind, job=job)).token
     killed = actuator(slurm)
-    killed.client.environment = {**client_env(slurm), **wrapper(tmp_path, body)}
+    killed.client.folder = programs(tmp_path, f'case $1 in --*) exec $real "$@";; esac\n{body}', "scontrol")
     with pytest.raises(AmbiguousError):
         killed.apply(action(kind, job=job, before=before), fence())
     look = hands.look(action(kind, job=job, before=before, state="ambiguous"))
@@ -114,12 +106,9 @@ def test_r4_client_killed_between_command_and_answer(
     ],
 )
 def test_nonsense_is_unknown_and_nothing_is_sent(slurm: SlurmLab, tmp_path: Path, body: str) -> None:
-    for name in ("sinfo", "squeue"):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
     recorder = Recorder()
     hands = actuator(slurm, recorder, call=Seconds(1), deadline=Seconds(1))
-    hands.client.environment = {**client_env(slurm), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    hands.client.folder = programs(tmp_path, body, "sinfo", "squeue")
     for asked in (
         action("hold"),
         action("release"),
@@ -151,7 +140,7 @@ def test_unreachable(slurm: SlurmLab, tmp_path: Path) -> None:
 
 def test_programs_that_are_not_installed(slurm: SlurmLab) -> None:
     hands = actuator(slurm)
-    hands.client.environment = {"PATH": "/nowhere"}
+    hands.client.folder = "/nowhere"
     assert hands.look(action("hold")).state == "unknown"
     with pytest.raises(RefusedError, match="nothing was sent"):
         hands.apply(action("hold"), fence())
@@ -173,3 +162,35 @@ def test_r5_the_view_ages_while_slurmctld_stands(slurm: SlurmLab) -> None:
     finally:
         go_on(slurm)
         watch.stop()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_r3_the_collector_dies_around_the_requeue(slurm: SlurmLab, tmp_path: Path, when: str) -> None:
+    """Issued is on disk: the next run looks, and asks for nothing again."""
+    job = slurm.submit("sleep 300")
+    until(lambda: slurm.job(job)["job_state"] == "RUNNING", "it runs")
+    dying, recorder = actuator(slurm), Recorder()
+
+    class Dies:
+        name, kinds, look = dying.name, dying.kinds, staticmethod(dying.look)
+
+        def apply(self, asked: Action, lease: Fence) -> str:
+            if when == "after":
+                dying.apply(asked, lease)
+            raise KeyboardInterrupt  # as abrupt as a test can be: nothing is caught, nothing more is written
+
+    first = World(tmp_path / "state", Dies())
+    first.executor.resume()
+    first.executor.submit(proposed("m1", kind="move_job", node="gn1", job=job, deadline_s=3.0))
+    with pytest.raises(KeyboardInterrupt):
+        first.step()
+    second = World(tmp_path / "state", actuator(slurm, recorder), store=first.store)
+    second.executor.resume()
+    for _ in range(20):
+        second.step(after_s=0.5)
+        if second.state("m1") in ("done", "failed"):
+            break
+    assert second.state("m1") == ("done" if when == "after" else "failed")
+    assert recorder.changes == []
+    until(lambda: slurm.job(job)["job_state"] == "RUNNING", "it runs")
+    assert slurm.job(job)["restart_cnt"] == int(when == "after")

@@ -85,7 +85,8 @@ def test_a_job_that_dies_slowly_is_released_once_it_is_pending(slurm: SlurmLab) 
 def test_excluded_node_is_added_to_the_jobs_own(slurm: SlurmLab) -> None:
     job = running(slurm, "--exclude=gn4")
     node = slurm.job(job)["nodes"]
-    said = actuator(slurm, exclude_node=True).apply(action("move_job", node, job=job), fence())
+    full_name = f"{node}.example.org"  # as an agent may call itself
+    said = actuator(slurm, exclude_node=True).apply(action("move_job", full_name, job=job), fence())
     assert f"never on {node} again" in said
     from gpuvigil_collector.slurm.hostlist import expand
 
@@ -108,7 +109,7 @@ def test_r7_refused(slurm: SlurmLab, options: tuple[str, ...], why: str) -> None
     name = f"{job}_2" if why == "array" else job
     recorder = Recorder()
     with pytest.raises(RefusedError, match=why):
-        actuator(slurm, recorder).apply(action("move_job", job=name), fence())
+        actuator(slurm, recorder).apply(action("move_job", "gn1.example.org", job=name), fence())
     assert recorder.changes == []
     assert set(slurm.run("squeue", "-h", "-j", job, "-o", "%T").split()) == {"RUNNING"}
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_read_back_is_not_written(node: VerdictNode, field: str) 
 
 
 def test_real_prolog_epilog_and_health_check(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """slurmd runs the script: without a verdict jobs run; what each place's refusal does is as the docs say."""
+    """slurmd runs the script: without a verdict jobs run; a refusal does what the docs say."""
     folder = tmp_path_factory.mktemp("verdict")
     folder.chmod(0o755)
     node = VerdictNode(folder)

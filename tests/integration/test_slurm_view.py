@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +13,12 @@ from integration.slurm_actions import action, actuator, client_env, fence
 from integration.slurm_lab import NODES, SlurmLab, until
 
 from gpuvigil_collector.action import NodeState
+from gpuvigil_collector.repair.schedulers import SlurmScheduler
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.hostlist import expand
+from gpuvigil_collector.slurm.settings import SlurmSettings
 from gpuvigil_collector.slurm.view import SlurmView, read
+from gpuvigil_protos.settings import Seconds
 
 pytestmark = pytest.mark.needs_slurm
 
@@ -22,8 +27,8 @@ def view(slurm: SlurmLab) -> SlurmView:
     return read(SlurmClient(environment=client_env(slurm)), time.time_ns(), 10)
 
 
-def state(slurm: SlurmLab, node: str, **known: object) -> NodeState:
-    return view(slurm).node_state(NodeState(node=node, gpus=8, **known))  # type: ignore[arg-type]
+def state(slurm: SlurmLab, node: str, **known: Any) -> NodeState:
+    return view(slurm).node_state(NodeState(node=node, gpus=8, **known))
 
 
 def test_idle_cluster(slurm: SlurmLab) -> None:
@@ -134,3 +139,22 @@ def test_hostlists_as_scontrol_reads_them(slurm: SlurmLab) -> None:
 def test_hostlists_at_random(_slurm_server: SlurmLab, words: list[str]) -> None:
     text = ",".join(words)
     assert sorted(expand(text)) == sorted(_slurm_server.run("scontrol", "show", "hostnames", text).split())
+
+
+def test_the_repair_stage_reads_it_and_a_slurmctld_that_stands_is_unknown(
+    slurm: SlurmLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    quick = SlurmSettings(interval=Seconds(1), deadline=Seconds(1), stale=Seconds(2))
+    scheduler = SlurmScheduler(quick, partitions=("gpu",))
+    try:
+        seen = until(scheduler.view, "it is read")
+        assert seen.adds(NodeState(node="gn4", gpus=8)).partition == "gpu", "the one that has a mode"
+        assert scheduler.trouble() == ""
+        slurm.children["slurmctld"].send_signal(signal.SIGSTOP)
+        until(lambda: scheduler.view() is None and scheduler.trouble(), "it is unknown, and said")
+        slurm.children["slurmctld"].send_signal(signal.SIGCONT)
+        until(scheduler.view, "it is read again")
+    finally:
+        slurm.children["slurmctld"].send_signal(signal.SIGCONT)
+        scheduler.stop()

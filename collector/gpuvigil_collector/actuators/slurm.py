@@ -7,8 +7,8 @@ compare-and-set: each change follows a look of its own by milliseconds and is fo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gpuvigil_collector import process
@@ -16,7 +16,7 @@ from gpuvigil_collector.action import Action, Fence, Kind, Look, RefusedError
 from gpuvigil_collector.actuators.slurm_jobs import JobHands
 from gpuvigil_collector.actuators.slurm_nodes import NodeHands
 from gpuvigil_collector.actuators.slurm_send import Turn
-from gpuvigil_collector.actuators.tools import Tools
+from gpuvigil_collector.actuators.tools import Tools, names
 from gpuvigil_collector.slurm.client import SlurmClient, UnknownError
 from gpuvigil_collector.slurm.settings import SlurmSettings
 
@@ -26,10 +26,14 @@ _LOOK_S: Final = 10.0
 
 @dataclass(slots=True, kw_only=True)
 class SlurmActuator:
-    """An `Actuator` over one Slurm cluster. clock: ns since the epoch, for the lease."""
+    """An `Actuator` over one Slurm cluster. clock: ns since the epoch, for the lease.
+
+    A command whose answer was lost may lie in the queue of a slurmctld that stands, and have its effect once
+    that goes on: the executor believes a look that then says absent only after a while.
+    """
 
     settings: SlurmSettings
-    client: SlurmClient = field(default_factory=SlurmClient)
+    client: SlurmClient
     clock: Callable[[], int] = time.time_ns
     name: str = "slurm"
     kinds: frozenset[Kind] = KINDS
@@ -41,23 +45,25 @@ class SlurmActuator:
         self._jobs = JobHands(self.client, self.settings)
 
     def look(self, action: Action) -> Look:
-        """Say whether the action's effect is in place. Never raises: unknown instead.
-
-        A command whose answer was lost may still lie in slurmctld's queue, which is first come, first served:
-        after a moment's wait its effect is seen, if it has one.
-        """
-        if action.state in ("issued", "ambiguous"):
-            time.sleep(self.settings.settle)
+        """Say whether the action's effect is in place. Never raises: unknown instead."""
         try:
+            names(action)
             return self._hands(action).look(action, min(_LOOK_S, self.settings.deadline))
         except (UnknownError, RefusedError) as error:
             return Look(state="unknown", detail=str(error))
 
     def apply(self, action: Action, fence: Fence) -> str:
         """Have the effect, once. Raises RefusedError or AmbiguousError."""
+        names(action)
         most_s = min(self.settings.call, action.proposal.deadline_s)
         turn = Turn.of(process.within(fence, most_s, self.clock()))
-        return self._hands(action).apply(action, fence, turn)
+        try:
+            asked = replace(
+                action, proposal=self._nodes.in_slurms_words(action.proposal, fence, turn.left_s())
+            )
+            return self._hands(asked).apply(asked, fence, turn)
+        except UnknownError as error:
+            raise RefusedError(f"nothing was sent: {error}") from error
 
     def _hands(self, action: Action) -> NodeHands | JobHands:
         if action.proposal.kind not in self.kinds:
@@ -67,6 +73,8 @@ class SlurmActuator:
         return self._nodes if action.proposal.kind in ("hold", "release") else self._jobs
 
 
-def make(tools: Tools) -> Iterable[SlurmActuator]:
-    """Make it where Slurm is the scheduler."""
-    return [SlurmActuator(settings=tools.slurm, clock=tools.now_ns)] if tools.slurm is not None else []
+def make(tools: Tools) -> Iterator[SlurmActuator]:
+    """One where Slurm starts the work on the nodes."""
+    if tools.slurm is not None:
+        client = SlurmClient(folder=tools.slurm.folder)
+        yield SlurmActuator(settings=tools.slurm, client=client, clock=tools.now_ns)

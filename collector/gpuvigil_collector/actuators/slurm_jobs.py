@@ -21,7 +21,7 @@ from gpuvigil_collector.slurm.records import NonsenseError
 from gpuvigil_collector.slurm.settings import SlurmSettings
 
 _RESTARTS: Final = re.compile(r"restarts=(\d{1,9})")
-_POLL_S: Final = 0.25
+_POLL_S: Final = 1.0  # each poll has slurmctld list all jobs
 _HELD: Final = ("JobHeldUser", "JobHeldAdmin")
 _REQUEUE_S: Final = 5.0
 """What must be left of the turn after the wait for a checkpoint."""
@@ -41,11 +41,8 @@ class JobHands:
         return _judged(job, action)
 
     def apply(self, action: Action, fence: Fence, turn: Turn) -> str:
-        """Move or stop the job. Raises RefusedError or AmbiguousError."""
-        try:
-            job = self._job(action.proposal.job, turn.left_s())
-        except UnknownError as error:
-            raise RefusedError(f"nothing was sent: {error}") from error
+        """Move or stop the job. Raises RefusedError, AmbiguousError; UnknownError: nothing was sent."""
+        job = self._job(action.proposal.job, turn.left_s())
         look = _judged(job, action)
         if look.state == "done":
             return look.detail

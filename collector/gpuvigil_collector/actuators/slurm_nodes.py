@@ -6,9 +6,9 @@ are. Running jobs go on: a drain keeps new ones off.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gpuvigil_collector.action import Action, AmbiguousError, Fence, Look, RefusedError
+from gpuvigil_collector.action import Action, AmbiguousError, Fence, Look, Proposal, RefusedError
 from gpuvigil_collector.actuators.slurm_send import Turn, send
 from gpuvigil_collector.slurm import nodes as slurm_nodes
 from gpuvigil_collector.slurm import reason
@@ -29,12 +29,8 @@ class NodeHands:
         return _judged(node, action)
 
     def apply(self, action: Action, fence: Fence, turn: Turn) -> str:
-        """Hold or release the node. Raises RefusedError or AmbiguousError."""
-        try:
-            node = self._node(action.proposal.node, turn.left_s())
-        except UnknownError as error:
-            raise RefusedError(f"nothing was sent: {error}") from error
-        if node is None:
+        """Hold or release the node. Raises RefusedError, AmbiguousError; UnknownError: nothing was sent."""
+        if (node := self._node(action.proposal.node, turn.left_s())) is None:
             raise RefusedError(f"Slurm does not know the node {action.proposal.node}")
         look = _judged(node, action)
         if look.state == "done":
@@ -43,6 +39,19 @@ class NodeHands:
             raise RefusedError(f"{look.state}: {look.detail}")
         self._write(node, _wanted(node, action, fence), turn)
         return self._proof(action, node, turn)
+
+    def in_slurms_words(self, proposal: Proposal, fence: Fence, deadline_s: float) -> Proposal:
+        """Return the proposal with Slurm's name of its node; refuse where a newer collector wrote any node.
+
+        Raises RefusedError, UnknownError.
+        """
+        found = {record.name: slurm_nodes.read(record) for record in self.client.nodes(deadline_s)}
+        for node in found.values():
+            if node.mark is not None and node.mark.generation > fence.generation:
+                newer = node.mark.generation
+                raise RefusedError(f"{node.name}: written by generation {newer}, ours is {fence.generation}")
+        known = slurm_nodes.find(found, proposal.node)
+        return replace(proposal, node=known.name) if known is not None else proposal
 
     def _write(self, node: SlurmNode, wanted: reason.Mark | None, turn: Turn) -> None:
         change = ("state=drain", f"reason={wanted.text()}") if wanted else ("state=undrain",)
@@ -73,9 +82,6 @@ def _judged(node: SlurmNode, action: Action) -> Look:
 def _wanted(node: SlurmNode, action: Action, fence: Fence) -> reason.Mark | None:
     """Return the mark that the node shall have, None for none. Raises RefusedError."""
     proposal, mark = action.proposal, node.mark
-    if mark is not None and mark.generation > fence.generation:
-        newer = mark.generation
-        raise RefusedError(f"{node.name} was written by generation {newer}, ours is {fence.generation}")
     try:
         if mark is None:
             return reason.make(proposal.fault_class, proposal.reason, proposal.incident, fence.generation)

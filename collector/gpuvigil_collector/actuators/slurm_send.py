@@ -40,7 +40,7 @@ class Turn:
 
 def send(client: SlurmClient, turn: Turn, *argv: str) -> None:
     """Have one effect. Raises RefusedError (it has not happened) or AmbiguousError (it may have)."""
-    ran = client.change(argv, turn.left_s())
+    ran = client.run(client.command(argv), deadline_s=turn.left_s(), environment=client.environment)
     if ran.code == 0:
         return
     refused = ran.code > 0 and any(word in ran.errors for word in REFUSALS)

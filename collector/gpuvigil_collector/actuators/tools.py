@@ -24,7 +24,7 @@ _NAMES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What an actuator may be made from."""
+    """What an actuator may be made from. slurm: set where Slurm starts the work on the nodes."""
 
     settings: ActuatorSettings = field(default_factory=ActuatorSettings)
     agent: AgentCall | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gpuvigil_collector import execute
+from gpuvigil_collector.action import Mode
 from gpuvigil_collector.action_store import ActionStore
 from gpuvigil_collector.attempt import Attempt
 from gpuvigil_collector.config import CollectorConfig
@@ -21,6 +22,7 @@ from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_detectors.base import Snapshot
 
 _STOP_S: Final = 5.0
+_STRICTEST: Final[tuple[Mode, ...]] = ("observe", "recommend", "act")
 
 
 class Plant:
@@ -77,4 +79,8 @@ class Plant:
 
 def scheduler_of(config: CollectorConfig) -> Scheduler | None:
     """Make the reading of the site's scheduler; None where there is none."""
-    return SlurmScheduler(config.slurm) if config.remediation.scheduler == "slurm" else None
+    if config.remediation.scheduler != "slurm":
+        return None
+    modes = config.remediation.partition_modes
+    strictest_first = sorted(modes, key=lambda name: (_STRICTEST.index(modes[name]), name))
+    return SlurmScheduler(config.slurm, partitions=strictest_first)

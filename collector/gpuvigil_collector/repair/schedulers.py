@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from gpuvigil_collector.repair.fleet import SchedulerView
@@ -30,12 +31,20 @@ class Scheduler(Protocol):
 
 
 class SlurmScheduler:
-    """Slurm, by its own programs."""
+    """Slurm, by its own programs. partitions: those with a mode of their own, the strictest first."""
 
-    def __init__(self, settings: SlurmSettings, clock: Callable[[], int] = time.time_ns) -> None:
-        self._settings, self._clock = settings, clock
+    def __init__(
+        self,
+        settings: SlurmSettings,
+        clock: Callable[[], int] = time.time_ns,
+        partitions: Sequence[str] = (),
+    ) -> None:
+        self._settings, self._clock, self._partitions = settings, clock, partitions
         self._watch = SlurmWatch(
-            SlurmClient(), settings.interval, settings.deadline, settings.opt_in == "all"
+            SlurmClient(folder=settings.folder),
+            settings.interval,
+            settings.deadline,
+            settings.opt_in == "all",
         )
         self._made: tuple[SlurmView, SchedulerView] | None = None
         self._watch.start()
@@ -47,7 +56,8 @@ class SlurmScheduler:
             return None
         if self._made is None or self._made[0] is not found:
             jobs = {name: state for name in found.jobs if (state := found.job_state(name)) is not None}
-            self._made = found, SchedulerView(at_ns=found.at_ns, adds=found.node_state, jobs=jobs)
+            adds = partial(found.node_state, configured=self._partitions)
+            self._made = found, SchedulerView(at_ns=found.at_ns, adds=adds, jobs=jobs)
         return self._made[1]
 
     def trouble(self) -> str:

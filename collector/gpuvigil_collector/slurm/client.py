@@ -17,7 +17,7 @@ from gpuvigil_collector.action import AmbiguousError, RefusedError
 from gpuvigil_collector.slurm import records
 
 OUTPUT_MAX: Final = 256 << 20
-_PASSED_ON: Final = ("PATH", "SLURM_CONF")
+_PASSED_ON: Final = ("SLURM_CONF",)
 _VERSION: Final = re.compile(r"slurm\S* (\d{2})\.(\d{2})")
 _NODES_BY_SCONTROL: Final = (23, 2)
 _T = TypeVar("_T")
@@ -49,8 +49,12 @@ def _environment() -> Mapping[str, str]:
 
 @dataclass(slots=True, kw_only=True)
 class SlurmClient:
-    """Slurm's programs as functions. Every method takes the seconds that it may last."""
+    """Slurm's programs as functions that only look. Every method takes the seconds that it may last.
 
+    folder: where the programs are; "" for the usual places.
+    """
+
+    folder: str = ""
     environment: Mapping[str, str] = field(default_factory=_environment)
     run: Run = process.run
     _version: tuple[int, int] | None = None
@@ -79,16 +83,18 @@ class SlurmClient:
             self._version = int(match[1]), int(match[2])
         return self._version
 
-    def change(self, argv: Sequence[str], deadline_s: float) -> process.Ran:
-        """Have an effect. Raises RefusedError (not started) or AmbiguousError (killed)."""
-        return self.run(argv, deadline_s=deadline_s, environment=self.environment)
+    def command(self, argv: Sequence[str]) -> tuple[str, ...]:
+        """Return argv with the program's place."""
+        return (f"{self.folder.rstrip('/')}/{argv[0]}" if self.folder else argv[0], *argv[1:])
 
     def _read(self, argv: Sequence[str], deadline_s: float) -> str:
         return self._good(argv[0], self._run(argv, deadline_s))
 
     def _run(self, argv: Sequence[str], deadline_s: float) -> process.Ran:
         try:
-            return self.run(argv, deadline_s=deadline_s, environment=self.environment, output_max=OUTPUT_MAX)
+            return self.run(
+                self.command(argv), deadline_s=deadline_s, environment=self.environment, output_max=OUTPUT_MAX
+            )
         except (RefusedError, AmbiguousError) as error:
             raise UnknownError(records.clean(str(error))) from error
 

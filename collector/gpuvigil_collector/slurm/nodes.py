@@ -33,7 +33,8 @@ _KILL_TASK: Final = "Kill task failed"
 class SlurmNode:
     """One node. flags: every word of its state, in capitals. changed_s: when its reason was written.
 
-    unresponsive: slurmctld hears nothing from its slurmd. maintenance: whose and why, "" for none.
+    unresponsive: slurmctld set it down itself, for
+    it hears nothing of its slurmd. maintenance: whose and why, "" for none.
     """
 
     name: str
@@ -92,8 +93,7 @@ def read(
         changed_s=records.number(record.reason_changed_at),
         hold=("ours" if ours else "foreign") if drained else "none",
         maintenance=_maintenance(flags, records.clean(record.reason), reservation),
-        unresponsive="NOT_RESPONDING" in flags
-        or ("DOWN" in flags and record.reason.startswith(_SLURMS_OWN_DOWN)),
+        unresponsive="DOWN" in flags and record.reason.startswith(_SLURMS_OWN_DOWN),
         domain=domain,
         jobs=jobs,
     )
