@@ -32,6 +32,16 @@ def _systemd() -> str | None:
     return _root() or _tools("systemd-nspawn", "systemd-analyze", "nsenter")()
 
 
+def _kube() -> str | None:
+    cache = Path(os.environ.get("GPUVIGIL_KUBE_CACHE", Path.home() / ".cache/gpuvigil/kubernetes"))
+    absent = [
+        one for one in ("kube-apiserver", "kube-controller-manager") if not (cache / "bin" / one).is_file()
+    ]
+    if absent:
+        return f"not in {cache}: {', '.join(absent)} (tests/integration/build_kubernetes.sh makes them)"
+    return _tools("etcd", "openssl")()
+
+
 def _torch() -> str | None:
     return None if importlib.util.find_spec("torch") else "not installed: torch"
 
@@ -42,6 +52,7 @@ def _shared() -> str | None:
 
 NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_root": _root,
+    "needs_kube": _kube,
     "needs_prometheus": _tools("prometheus", "promtool"),
     "needs_systemd": _systemd,
     "needs_systemd_analyze": _tools("systemd-analyze"),

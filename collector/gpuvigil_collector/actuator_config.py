@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gpuvigil_collector.action import Kind
+from gpuvigil_collector.kube.settings import KubernetesSettings
 
 PLACEHOLDERS: Final = ("{node}", "{gpu}", "{job}", "{incident}")
 
@@ -69,6 +70,7 @@ class ActuatorSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True,
 
     webhook: tuple[Webhook, ...] = ()
     command: tuple[Command, ...] = ()
+    kubernetes: KubernetesSettings | None = None
 
 
 def _named(name: str, kinds: tuple[Kind, ...]) -> None:

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
 
+from contract.kube_case import kubernetes
+
 from gpuvigil_collector.action import Actuator, Kind
 from gpuvigil_collector.actuator_config import Command, Webhook
 from gpuvigil_collector.actuators.command import CommandActuator
@@ -233,4 +235,10 @@ def command(directory: Path) -> Iterator[Bench]:
     yield Scripts(directory)
 
 
-CASES: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {"webhook": webhook, "command": command}
+CASES: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {
+    "webhook": webhook,
+    "command": command,
+    "kubernetes": kubernetes,
+}
+NEEDS = {"kubernetes": "needs_kube"}
+"""The mark of each that needs more than this checkout."""

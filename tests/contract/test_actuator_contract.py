@@ -6,13 +6,17 @@ import time
 from dataclasses import replace
 
 import pytest
-from contract.actuator_cases import CASES
+from contract.actuator_cases import CASES, NEEDS
 from unit.action_help import World, action
 
 from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
 
+ROWS = [
+    pytest.param(name, marks=getattr(pytest.mark, NEEDS[name]) if name in NEEDS else ()) for name in CASES
+]
 
-@pytest.fixture(params=list(CASES))
+
+@pytest.fixture(params=ROWS)
 def bench(request, tmp_path):
     folder = tmp_path / "outside"
     folder.mkdir()
