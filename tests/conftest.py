@@ -34,6 +34,14 @@ def _systemd() -> str | None:
 
 def _slurm() -> str | None:
     return _root() or _tools("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "openssl", "setpriv")()
+def _kube() -> str | None:
+    cache = Path(os.environ.get("GPUVIGIL_KUBE_CACHE", Path.home() / ".cache/gpuvigil/kubernetes"))
+    absent = [
+        one for one in ("kube-apiserver", "kube-controller-manager") if not (cache / "bin" / one).is_file()
+    ]
+    if absent:
+        return f"not in {cache}: {', '.join(absent)} (tests/integration/build_kubernetes.sh makes them)"
+    return _tools("etcd", "openssl")()
 
 
 def _torch() -> str | None:
@@ -46,6 +54,7 @@ def _shared() -> str | None:
 
 NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_root": _root,
+    "needs_kube": _kube,
     "needs_prometheus": _tools("prometheus", "promtool"),
     "needs_alertmanager": _tools("prometheus-alertmanager"),
     "needs_systemd": _systemd,

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gpuvigil_collector.action import Kind
+from gpuvigil_collector.kube.settings import KubernetesSettings
 
 PLACEHOLDERS: Final = ("{node}", "{gpu}", "{job}", "{incident}")
 
@@ -82,6 +83,7 @@ class ActuatorSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True,
     command: tuple[Command, ...] = ()
     supervised: dict[str, list[str]] = msgspec.field(default_factory=dict)
     helper: Helper | None = None
+    kubernetes: KubernetesSettings | None = None
 
 
 def _named(name: str, kinds: tuple[Kind, ...]) -> None:

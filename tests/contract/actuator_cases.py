@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
 
-import pytest
+from contract.agent_cases import agent_hold
+from contract.kube_case import kubernetes
 from contract.slurm_case import slurm
 
 from gpuvigil_collector.action import Actuator, Kind
@@ -240,5 +241,8 @@ CASES: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {
     "webhook": webhook,
     "command": command,
     "slurm": slurm,
+    "kubernetes": kubernetes,
+    "supervisor": agent_hold,
 }
-NEEDS = {"slurm": pytest.mark.needs_slurm}
+NEEDS = {"slurm": "needs_slurm", "kubernetes": "needs_kube"}
+"""The mark of each that needs more than this checkout."""

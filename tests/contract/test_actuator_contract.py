@@ -11,8 +11,12 @@ from unit.action_help import World, action
 
 from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
 
+ROWS = [
+    pytest.param(name, marks=getattr(pytest.mark, NEEDS[name]) if name in NEEDS else ()) for name in CASES
+]
 
-@pytest.fixture(params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in CASES])
+
+@pytest.fixture(params=ROWS)
 def bench(request, tmp_path):
     folder = tmp_path / "outside"
     folder.mkdir()

@@ -1,0 +1,1 @@
+"""Kubernetes as others left it: the API, its objects, whose marks stand on a node, and the lease."""
