@@ -76,6 +76,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     ingest = Ingest(config.ingest, state, store, log_level=config.log_level)
     plant, pipeline = _pipeline(config, store, journal, state, ingest.send)
     alerting = Alerting(config.alerting, state, lambda: pipeline.view, grace_s=config.incidents.restore_grace)
+    plant.repair.silenced = alerting.silenced
     reloader = Reloader(config, arguments.load, pipeline.tracker, journal)
 
     def faults() -> list[str]:

@@ -132,6 +132,8 @@ def load(path: Path | None, overrides: list[str]) -> CollectorConfig:
 def _check(config: CollectorConfig, origin: str) -> None:
     config.ingest.check(origin)
     config.remediation.check(origin)
+    if config.remediation.scheduler == "kubernetes" and config.actuators.kubernetes is None:
+        raise ConfigError(f"{origin}: actuators.kubernetes: expected a table, as remediation.scheduler says")
     config.slurm.check(f"{origin}: slurm")
     config.web.tls.check(f"{origin}: web")
     config.alerting.check(origin)

@@ -165,7 +165,8 @@ class Pipeline:
         tick.changes = self.tracker.tick(tick.findings, Topology(tick.snapshot.nodes), tick.now_ns)
         self.journal.note(tick.changes)  # before what repair says of them
         if self.learned is not None:
-            self.learned.detector.mask(_entities(self.tracker))
+            quiet = set(marks.maintenance) if marks is not None else set()
+            self.learned.detector.mask(_entities(self.tracker) | quiet)
 
     def _repair(self, tick: Tick) -> None:
         self.repair.tick(tick.now_ns, tick.snapshot.nodes, self.training.jobs.by_name, self.tracker.open)

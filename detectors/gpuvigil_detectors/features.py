@@ -72,13 +72,20 @@ class FeatureTable:
         )  # fmt: skip
 
     def update(self, snapshot: Snapshot, masked: frozenset[str]) -> Features:
-        """Read one snapshot and return its features; entities in `masked` are judged but not learned from."""
+        """Read one snapshot and return its features.
+
+        masked: full names of entities, and of whole nodes, that are judged but not learned from.
+        """
         values, time_ns, entities = self._gather(snapshot)
         self.state.align(entities)
         self._count_events(snapshot.events)
         fresh = np.isfinite(values) & (time_ns > self.state["read_ns"] + _SECOND // 2)
         self.state["read_ns"][fresh] = time_ns[fresh]
+        nodes = {name for name in masked if "/" not in name}
         learnable = np.fromiter((name not in masked for name in entities), dtype=bool, count=len(entities))
+        if nodes:
+            told = (name.partition("/")[0] not in nodes for name in entities)
+            learnable &= np.fromiter(told, dtype=bool, count=len(entities))
         rows = self.advance(values, fresh, fresh & learnable[:, None])
         return Features(names=self.names, entities=entities, values=rows)
 

@@ -70,6 +70,11 @@ class Alerting:
         """Return what is silenced now; nothing where no Alertmanager is configured. Never waits."""
         return self.silences.read(now_ns) if self.silences is not None else Silences()
 
+    def silenced(self) -> dict[str, str] | None:
+        """Return the nodes that Alertmanager silences, and why; None while that is not known."""
+        found = self.read(time.time_ns())
+        return None if found.fault else dict(found.nodes)
+
     def wanted(self) -> Wanted | None:
         """Say what should be firing; None before the first tick. Reckoned once a tick for all replicas."""
         view, now_ns = self._view(), time.time_ns()
@@ -82,7 +87,7 @@ class Alerting:
         testing = self.trial.holds(now_ns)
         with self._guard:
             if self._last is None or self._last[:2] != (view.ticks, testing):
-                alerts, self.left_out = wanted(view.open.values(), self.config)
+                alerts, self.left_out = wanted(view.alerting(), self.config)
                 if testing:
                     trial = trial_of(self.trial.starts_ns, self.config)
                     alerts[trial.labels] = trial

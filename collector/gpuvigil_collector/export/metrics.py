@@ -174,11 +174,11 @@ def _incidents(view: View) -> Iterator[Metric]:
         3600 * sum(incident.gpu_hours(view.now_ns) for incident in view.open.values()),
     )  # fmt: skip
     each = GaugeMetricFamily(
-        "gpuvigil_incident_open", "Open incidents by what they are about, the gravest and oldest 100.",
+        "gpuvigil_incident_open", "Open incidents that may alert, by what they are about; the gravest 100.",
         labels=["class", "severity", "scope", "node", "gpu", "uuid", "entity", "fingerprint", "incident",
                 "synthetic"],
     )  # fmt: skip
-    shown = sorted(view.open.values(), key=_gravest_first)[:OPEN_SERIES_MAX]
+    shown = sorted(view.alerting(), key=_gravest_first)[:OPEN_SERIES_MAX]
     for labels_of_one in sorted({_incident_labels(incident, view) for incident in shown}):
         each.add_metric(labels_of_one, 1)
     yield each

@@ -50,6 +50,16 @@ class View:
         until_ns: int | None = self.learning.get("learning_until_ns")
         return until_ns if until_ns is not None and until_ns > self.now_ns else None
 
+    def alerting(self) -> list[Incident]:
+        """Open incidents that may alert: neither silenced by an operator nor of a node under maintenance."""
+        marks = self.repair.marks
+        if marks is None:
+            return list(self.open.values())
+        return [
+            one for one in self.open.values()
+            if one.fingerprint not in marks.silenced and one.node not in marks.maintenance
+        ]  # fmt: skip
+
     def open_by_node(self) -> dict[str, int]:
         """Open incidents of each node; the fleet's own are under the empty name."""
         counts: dict[str, int] = {}

@@ -28,7 +28,7 @@ class Senses:
 
     scheduler: Callable[[], SchedulerView | None] = lambda: None
     fence: Callable[[], Fence | None] = lambda: None
-    silenced: Callable[[], Mapping[str, str]] = dict
+    silenced: Callable[[], Mapping[str, str] | None] = dict
     paused: Callable[[], str] = lambda: ""
     snapshot: Callable[[], Snapshot | None] = lambda: None
 

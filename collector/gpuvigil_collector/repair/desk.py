@@ -78,7 +78,8 @@ class RepairDesk:
 
     def actionable(self, now_ns: int, window_s: float) -> tuple[tuple[str, int], ...]:
         """Faults that asked for more than words lately, for the storm breaker: (node, when)."""
-        since_ns = now_ns - int(window_s * _SECOND_NS)
+        closed_ns = self.kept.marks.breaker_closed_ns if self.kept.marks is not None else 0
+        since_ns = max(now_ns - int(window_s * _SECOND_NS), closed_ns)
         return tuple(
             (case.node, case.opened_ns)
             for case in self.kept.cases.values()

@@ -9,6 +9,7 @@ from typing import Final
 from gpuvigil_collector.action import FleetState, JobState, NodeState
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.marks import Marks
+from gpuvigil_collector.safety_facts import Inventory
 from gpuvigil_detectors.base import NodeFact
 from gpuvigil_detectors.training.jobs import Job
 
@@ -35,7 +36,8 @@ class SchedulerView:
 class Sources:
     """What a state is made of. view: None = no scheduler is configured; its age decides whether it counts.
 
-    domains: failure domain by node, of the site's file. silenced: nodes that Alertmanager silences, and why.
+    domains: failure domain by node, of the site's file. silenced: nodes that Alertmanager silences, and why;
+    None: that is not known.
     """
 
     nodes: Mapping[str, NodeFact]
@@ -45,7 +47,7 @@ class Sources:
     cases: Iterable[Case]
     marks: Marks | None
     domains: Mapping[str, str] = field(default_factory=dict)
-    silenced: Mapping[str, str] = field(default_factory=dict)
+    silenced: Mapping[str, str] | None = field(default_factory=dict)
 
 
 def with_fleet(base: FleetState, sources: Sources, now_ns: int) -> FleetState:
@@ -55,22 +57,25 @@ def with_fleet(base: FleetState, sources: Sources, now_ns: int) -> FleetState:
         return replace(base, nodes=None, jobs=None)
     if marks is None:
         return replace(base, nodes=None, jobs=None, paused=None, breaker_ns=None)
+    if sources.silenced is None:
+        return replace(base, nodes=None, jobs=None)
     hooked = {name: _hooked(job) for name, job in sources.jobs.items()}
     running: dict[str, list[str]] = {}
     for name, job in hooked.items():
         for node in job.nodes:
             running.setdefault(node, []).append(name)
     held = {case.node for case in sources.cases if case.held}
-    nodes = {
-        name: _node(fact, sources, tuple(running.get(name, ())), name in held, marks)
-        for name, fact in sources.nodes.items()
-    }
+    nodes = Inventory(
+        {
+            name: _node(fact, sources, tuple(running.get(name, ())), name in held, marks)
+            for name, fact in sources.nodes.items()
+        }
+    )
     told = view.jobs if view is not None else {}
     jobs = hooked | {name: _placed(job, nodes) for name, job in told.items()}
-    paused = base.paused or (view.paused if view is not None else "")
-    return replace(
-        base, nodes=nodes, jobs=jobs, others=view.others if view is not None else "", paused=paused
-    )
+    others, paused = (view.others, view.paused) if view is not None else ("", "")
+    paused_too = base.paused if base.paused is None or base.paused else paused
+    return replace(base, nodes=nodes, jobs=jobs, others=others, paused=paused_too)
 
 
 def _node(fact: NodeFact, sources: Sources, jobs: tuple[str, ...], held: bool, marks: Marks) -> NodeState:
@@ -80,7 +85,7 @@ def _node(fact: NodeFact, sources: Sources, jobs: tuple[str, ...], held: bool, m
         gpus=len(fact.gpus),
         domain=sources.domains.get(fact.node, ""),
         silent=not fact.connected,
-        maintenance=f"{ours.by}: {ours.why}" if ours else sources.silenced.get(fact.node, ""),
+        maintenance=f"{ours.by}: {ours.why}" if ours else (sources.silenced or {}).get(fact.node, ""),
         hold="ours" if held and sources.view is None else "none",
         jobs=jobs,
         gpu_uuids=tuple(gpu.uuid for gpu in fact.gpus),

@@ -37,7 +37,8 @@ class Treated(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
 class Marks(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Mutable, of the brain's thread alone.
 
-    breaker_ns: when the storm breaker tripped, 0 = closed. treated: our holds, newest last. cleared: nodes
+    breaker_ns: when the storm breaker tripped, 0 = closed; breaker_closed_ns: when a person closed it.
+    treated: our holds, newest last. cleared: nodes
     whose past a person has cleared, and when. fingerprints of incidents key acknowledged, silenced and
     false_positives.
     """
@@ -45,6 +46,7 @@ class Marks(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     version: Literal[1] = 1
     paused: Until | None = None
     breaker_ns: int = 0
+    breaker_closed_ns: int = 0
     maintenance: dict[str, Until] = msgspec.field(default_factory=dict)
     acknowledged: dict[str, Until] = msgspec.field(default_factory=dict)
     silenced: dict[str, Until] = msgspec.field(default_factory=dict)

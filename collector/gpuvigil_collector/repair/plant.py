@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gpuvigil_collector import execute
 from gpuvigil_collector.action import Mode
@@ -16,10 +16,13 @@ from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.lease import SqliteLease
 from gpuvigil_collector.repair.build import Senses, make_repair
 from gpuvigil_collector.repair.calls import AgentCalls
-from gpuvigil_collector.repair.schedulers import Scheduler, SlurmScheduler
+from gpuvigil_collector.repair.schedulers import KubernetesScheduler, Scheduler, SlurmScheduler
 from gpuvigil_collector.repair.stage import Repair
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_detectors.base import Snapshot
+
+if TYPE_CHECKING:
+    from gpuvigil_collector.kube.lease import KubernetesLease
 
 _STOP_S: Final = 5.0
 _STRICTEST: Final[tuple[Mode, ...]] = ("observe", "recommend", "act")
@@ -35,7 +38,7 @@ class Plant:
         settings = config.remediation
         self.calls = AgentCalls(send)
         self.store = ActionStore(state)
-        self.lease = SqliteLease(Path(settings.lease or state / "lease.sqlite"))
+        self.lease = lease_of(config, state)
         self.scheduler = scheduler_of(config)
         self.on_end: Callable[[BaseException | None], None] = lambda _: None
         attempt = Attempt(store=self.store, lease=self.lease, paused=self._paused)
@@ -78,9 +81,23 @@ class Plant:
 
 
 def scheduler_of(config: CollectorConfig) -> Scheduler | None:
-    """Make the reading of the site's scheduler; None where there is none."""
+    """Make the reading of the site's scheduler; None where there is none. Raises ConfigError."""
+    kubernetes = config.actuators.kubernetes
+    if config.remediation.scheduler == "kubernetes" and kubernetes is not None:
+        return KubernetesScheduler(kubernetes)
     if config.remediation.scheduler != "slurm":
         return None
     modes = config.remediation.partition_modes
     strictest_first = sorted(modes, key=lambda name: (_STRICTEST.index(modes[name]), name))
     return SlurmScheduler(config.slurm, partitions=strictest_first)
+
+
+def lease_of(config: CollectorConfig, state: Path) -> SqliteLease | KubernetesLease:
+    """Make the right to act: the cluster's own Lease on Kubernetes, else a file. Raises ConfigError."""
+    kubernetes = config.actuators.kubernetes
+    if config.remediation.scheduler == "kubernetes" and kubernetes is not None:
+        from gpuvigil_collector.kube import api, lease  # noqa: PLC0415 - an extra's libraries
+
+        client = api.KubeApi(api.connection(kubernetes.kubeconfig), call_s=kubernetes.call_timeout)
+        return lease.KubernetesLease(client, kubernetes.namespace)
+    return SqliteLease(Path(config.remediation.lease or state / "lease.sqlite"))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
+from gpuvigil_collector.action import NodeState
+from gpuvigil_collector.kube.settings import KubernetesSettings
 from gpuvigil_collector.repair.fleet import SchedulerView
 from gpuvigil_collector.slurm.client import SlurmClient
 from gpuvigil_collector.slurm.settings import SlurmSettings
 from gpuvigil_collector.slurm.view import SlurmView
 from gpuvigil_collector.slurm.watch import SlurmWatch
+
+_KUBE_EVERY_S: Final = 10.0
 
 
 class Scheduler(Protocol):
@@ -68,3 +74,61 @@ class SlurmScheduler:
     def stop(self) -> None:
         """End the thread."""
         self._watch.stop()
+
+
+class KubernetesScheduler:
+    """Kubernetes, by its API; read in a thread of its own at an interval."""
+
+    def __init__(self, settings: KubernetesSettings, clock: Callable[[], int] = time.time_ns) -> None:
+        from gpuvigil_collector.kube import api, view  # noqa: PLC0415 - an extra's libraries
+
+        self._settings, self._clock, self._read = settings, clock, view.read
+        self._api = api.KubeApi(api.connection(settings.kubeconfig), call_s=settings.call_timeout)
+        self._error: type[Exception] = api.KubeError
+        self._newest: SchedulerView | None = None
+        self._trouble = "kubernetes: not read yet"
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="kubernetes-watch", daemon=True)
+        self._thread.start()
+
+    def view(self) -> SchedulerView | None:
+        """Return the newest reading; None while there is none that is fresh."""
+        newest = self._newest
+        stale_ns = 2 * int((_KUBE_EVERY_S + self._settings.read_deadline) * 1e9)
+        return newest if newest is not None and 0 <= self._clock() - newest.at_ns <= stale_ns else None
+
+    def trouble(self) -> str:
+        """Say why the last reading failed, "" when it did not."""
+        return self._trouble
+
+    def stop(self) -> None:
+        """End the thread; a reading in progress has its deadline."""
+        self._stopping.set()
+        self._thread.join(self._settings.read_deadline + 1)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                found = self._read(self._api, self._settings)
+            except self._error as error:
+                self._trouble = f"kubernetes: {error}"
+            else:
+                self._trouble = ""
+                self._newest = SchedulerView(
+                    at_ns=found.read_ns, adds=partial(with_kubernetes, found.nodes), jobs=found.jobs,
+                    others=found.others, paused=found.paused,
+                )  # fmt: skip
+            self._stopping.wait(_KUBE_EVERY_S)
+
+
+def with_kubernetes(nodes: Mapping[str, NodeState], state: NodeState) -> NodeState:
+    """Return our node with what the cluster says of it; as it was where the cluster has no such node."""
+    told = nodes.get(state.node)
+    if told is None:
+        return state
+    return replace(
+        state, partition=told.partition, domain=told.domain or state.domain, dead=state.silent and told.dead,
+        maintenance=state.maintenance or told.maintenance, hold=told.hold, held_why=told.held_why,
+        remediator=told.remediator, protected=told.protected,
+        jobs=tuple(sorted({*state.jobs, *told.jobs})),
+    )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -17,6 +19,9 @@ from gpuvigil_collector.repair.needs import Scenery
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_detectors.base import NodeFact
 from gpuvigil_detectors.training.jobs import Job
+
+_LEAP_NS: Final = 5_000_000_000
+_DAY_NS: Final = 86400 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +50,12 @@ class Repair:
     domains: Mapping[str, str]
     scheduler: Callable[[], SchedulerView | None]
     fence: Callable[[], Fence | None]
-    silenced: Callable[[], Mapping[str, str]]
+    silenced: Callable[[], Mapping[str, str] | None]
     paused: Callable[[], str]
     journal_has_all: Callable[[], bool]
     view: RepairView = field(default_factory=RepairView)
+    _clocks: tuple[int, int] = (0, 0)
+    _leaps: list[tuple[int, int]] = field(default_factory=list)
 
     def tick(
         self,
@@ -84,9 +91,21 @@ class Repair:
             return None
         return f"{marks.paused.by}: {marks.paused.why}" if marks.paused is not None else self.paused()
 
+    def _jumped(self, now_ns: int) -> int:
+        """How far the wall clock leapt forward within the last day, by the monotonic clock."""
+        steady_ns = time.monotonic_ns()
+        wall, steady = self._clocks
+        self._clocks = (now_ns, steady_ns)
+        leap = (now_ns - wall) - (steady_ns - steady)
+        if wall and leap > _LEAP_NS:
+            self._leaps.append((steady_ns, leap))
+        self._leaps = [one for one in self._leaps if steady_ns - one[0] < _DAY_NS]
+        return sum(leap for _, leap in self._leaps)
+
     def _state(self, now_ns: int, nodes: Mapping[str, NodeFact], jobs: Mapping[str, Job]) -> FleetState:
         marks, limits = self.desk.kept.marks, self.settings.limits.limits()
         base = FleetState(
+            jumped_ns=self._jumped(now_ns),
             mode=self.settings.mode,
             partition_modes=self.settings.partition_modes,
             paused=self.is_paused(),

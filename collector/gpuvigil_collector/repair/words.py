@@ -63,7 +63,7 @@ def close_breaker(by: str, why: str) -> Word:
     def word(desk: RepairDesk, now_ns: int) -> dict[str, Any]:
         if not _marks(desk).breaker_ns:
             raise UnheardError("breaker", "one that has tripped", "it is closed")
-        _marks(desk).breaker_ns = 0
+        _marks(desk).breaker_ns, _marks(desk).breaker_closed_ns = 0, now_ns
         return _told(desk, now_ns, "breaker_closed", by, why)
 
     return word
