@@ -1,6 +1,6 @@
 """Real torchrun jobs (gloo) that misbehave: detected, in time, and whose rank; n and 95 % bounds.
 
-    python tests/bench/bench_training_faults.py [--quick] [--trials N] [--ranks N] [--together N]
+    python tests/bench/bench_training_faults.py [--quick] [--trials N] [--ranks N] [--together N] [--kinds KIND ...]
 
 One collector, one agent, several jobs at a time. The fault's instant follows from the job's own step as the
 API shows it; the judge is what GET /api/v1/incidents says of that job.
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--together", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS))
     given = parser.parse_args()
     trials = given.trials or (1 if given.quick else 20)
     grpc, web, metrics = (stack.free_port() for _ in range(3))
@@ -119,14 +120,15 @@ def main() -> None:
         running.enter_context(stack.agent(folder, "bench", grpc, metrics, source="none", hook=str(socket)))
         stack.wait_for(socket.exists, 30, "the hook's socket")
         pool = running.enter_context(ThreadPoolExecutor(given.together))
-        jobs = [(kind, number) for number in range(trials) for kind in KINDS]
+        jobs = [(kind, number) for number in range(trials) for kind in given.kinds]
         rows = list(pool.map(lambda one: trial(web, folder, socket, *one, given.ranks), jobs))
     print(f"torchrun jobs of {given.ranks} ranks on gloo, steps of {STEP_S} s, {given.together} at a time. "
           f"{harness.machine()}")  # fmt: skip
     print(f"{sum(not row['begun'] for row in rows)} of {len(rows)} jobs did not come to their fault")
     print("| fault | n | detected | right rank | misses | s after the fault, p50 / max | asked | also said |")
     print("|---|---|---|---|---|---|---|---|")
-    for kind, (_, bound, named) in KINDS.items():
+    for kind in given.kinds:
+        _, bound, named = KINDS[kind]
         mine = [row for row in rows if row["kind"] == kind and row["begun"]]
         hits, right = sum(row["detected"] for row in mine), sum(row["named"] for row in mine)
         late = sorted(row["late_s"] for row in mine if row["late_s"] is not None) or [float("nan")]
