@@ -32,12 +32,18 @@ class Evidence:
         self._folder, self._snapshot = folder, snapshot
         self._thread = ThreadPoolExecutor(1, "evidence")
         self._waiting = 0
+        self.left_out = 0
 
     def keep(self, case: Case, incident: Incident | None) -> None:
-        """Have what is known now written down; what finds no room, as in a storm, is said."""
+        """Have what is known now written down; what finds no room, as in a storm, is counted and said once."""
         if self._waiting >= _WAITING_MAX:
-            _log.warning("evidence_not_kept", case=case.id, error="too much waits for the disk")
+            if not self.left_out:
+                _log.warning("evidence_not_kept", case=case.id, error="too much waits for the disk")
+            self.left_out += 1
             return
+        if self.left_out:
+            _log.warning("evidence_kept_again", left_out=self.left_out)
+            self.left_out = 0
         self._waiting += 1
         snapshot = self._snapshot()
         body: dict[str, Any] = {
