@@ -53,8 +53,9 @@ generate: $(VENV)/.dev
 bench: $(VENV)/.bench  ## Prints the figures of docs/benchmarks.md; ARGS=--quick for a short run
 	@for b in tests/bench/bench_*.py; do echo "== $$b"; $(PY) $$b $(ARGS) || exit 1; done
 
-soak: $(VENV)/.dev  ## The safety kernel in 100,000 simulated fleets in trouble; ARGS="--workers 8" to be quicker
+soak: $(VENV)/.train  ## Hours: the safety kernel in 100,000 fleets in trouble, 59 real training jobs of each fault
 	@$(PY) tests/sim/run.py --seeds 100000 $(ARGS)
+	@$(PY) tests/bench/bench_training_faults.py --trials 59
 
 clean:
 	rm -rf $(VENV) build dist

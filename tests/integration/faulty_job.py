@@ -1,10 +1,9 @@
 """A data-parallel job on gloo whose ranks misbehave when told: what the judges of loops are tried on.
 
 usage (under torchrun): faulty_job.py; FAULT=KIND:RANK:STEP, STEP_S: seconds of one step (0.1)
-kinds: hang (a loop in host code), gil (the interpreter lock held), skip (one collective left out), left_out
-(one of the two kinds that each step has, so that the others wait in another op), elsewhere (a collective of
-another group in its place), stop (SIGSTOP), kill
-(SIGKILL), slow (10 % longer steps from then on), data (the input takes 10 % of a step longer)
+kinds: hang (a loop in host code), gil (the interpreter lock held), left_out (one of the two collectives that
+each step has: the others wait in another op), elsewhere (a collective of another group in its place), stop
+(SIGSTOP), kill (SIGKILL), slow (10 % longer steps from then on), data (the input takes 10 % of a step longer)
 """
 
 from __future__ import annotations
@@ -61,12 +60,10 @@ def main() -> None:
                 if KIND == "elsewhere":
                     dist.barrier(group)
             with monitor.phase("backward"):
-                if not (KIND in {"skip", "left_out"} and faulty and step == int(AT_STEP)):
+                if not (KIND == "left_out" and faulty and step == int(AT_STEP)):
                     dist.all_reduce(gradient)
                 if KIND == "left_out":
                     dist.broadcast(weights, 0)
-                if KIND == "skip" and faulty and step > int(AT_STEP):
-                    dist.all_reduce(gradient)
             s.log(loss=1.0 / (step + 1), tokens=512)
         step += 1
 

@@ -35,13 +35,13 @@ class Evidence:
         self.left_out = 0
 
     def keep(self, case: Case, incident: Incident | None) -> None:
-        """Have what is known now written down; what finds no room, as in a storm, is counted and said once."""
+        """Have what is known now written down; what finds no room, as in a storm, is said once."""
         if self._waiting >= _WAITING_MAX:
             if not self.left_out:
                 _log.warning("evidence_not_kept", case=case.id, error="too much waits for the disk")
             self.left_out += 1
             return
-        if self.left_out:
+        if self.left_out and self._waiting < _WAITING_MAX // 2:
             _log.warning("evidence_kept_again", left_out=self.left_out)
             self.left_out = 0
         self._waiting += 1
