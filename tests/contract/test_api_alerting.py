@@ -21,7 +21,8 @@ def rig(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def api(rig):
-    with rig.serve() as url, httpx.Client(base_url=url, trust_env=False) as client:
+    token = {"Authorization": f"Bearer {rig.token}"}
+    with rig.serve() as url, httpx.Client(base_url=url, trust_env=False, headers=token) as client:
         yield client
 
 
@@ -32,6 +33,13 @@ def api(rig):
 def test_a_page_of_another_origin_sends_no_alert(api, rig, headers, field):
     answer = api.post(PATH, headers=headers)
     assert (answer.status_code, answer.json()["error"]["field"]) == (403, field)
+    assert rig.alerting.trial.until_ns == 0
+
+
+def test_without_a_token_none_is_sent(api, rig):
+    url = str(api.base_url).rstrip("/") + PATH
+    answer = httpx.post(url, headers=ASK, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (401, "authorization")
     assert rig.alerting.trial.until_ns == 0
 
 
@@ -47,9 +55,15 @@ def test_a_time_out_of_bounds_is_refused_with_its_reason(api, rig, lasts):
     assert rig.alerting.trial.until_ns == 0
 
 
-def test_it_is_asked_shown_and_the_command_says_where_to_look(api, capsys):
-    url = str(api.base_url).rstrip("/")
-    assert main(["test-alert", "--url", url, "--for", "20s"]) == 0
+def ask(rig, api, lasts):
+    file = rig.directory / "admin.token"
+    return main(
+        ["test-alert", "--url", str(api.base_url).rstrip("/"), "--for", lasts, "--token-file", str(file)]
+    )
+
+
+def test_it_is_asked_shown_and_the_command_says_where_to_look(rig, api, capsys):
+    assert ask(rig, api, "20s") == 0
     said = capsys.readouterr().out
     assert "GpuvigilTestAlert holds for 20 s; mode rules" in said and "no Alertmanager is known" in said
     shown = api.get("/api/v1/alerting").json()
@@ -58,6 +72,6 @@ def test_it_is_asked_shown_and_the_command_says_where_to_look(api, capsys):
     assert shown["silenced"] == {"nodes": {}, "incidents": {}, "read_ns": None, "fault": ""}
 
 
-def test_a_time_that_the_collector_refuses_is_one_clear_line(api, capsys):
-    assert main(["test-alert", "--url", str(api.base_url).rstrip("/"), "--for", "9s"]) == 2
+def test_a_time_that_the_collector_refuses_is_one_clear_line(rig, api, capsys):
+    assert ask(rig, api, "9s") == 2
     assert "HTTP 400" in capsys.readouterr().err

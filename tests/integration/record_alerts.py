@@ -207,10 +207,11 @@ def stalled(site: Site) -> None:
     site.scrape()
     time.sleep(30)
     asked_s = time.time()
+    token = (site.folder / "collector" / "admin.token").read_text().strip()
     request = urllib.request.Request(
         f"http://127.0.0.1:{site.web}/api/v1/test-alert?for=30s",
         method="POST",
-        headers={"X-Gpuvigil-Request": "1"},
+        headers={"X-Gpuvigil-Request": "1", "Authorization": f"Bearer {token}"},
     )
     urllib.request.urlopen(request, timeout=10).read()
     time.sleep(45)

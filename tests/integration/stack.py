@@ -66,6 +66,11 @@ def collector(
     return running(folder / "collector.log", *command)
 
 
+def token(folder: Path) -> Path:
+    """Return the file of the admin's token of `collector(folder, ...)`."""
+    return folder / "collector" / "admin.token"
+
+
 def agent(
     folder: Path,
     name: str,

@@ -69,6 +69,7 @@ class Collector:
 
     def test_alert(self, *more):
         command = [sys.executable, "-m", "gpuvigil.cli", "test-alert", "--url", self.url, *more]
+        command += ["--token-file", f"{self.folder}/state/admin.token"]
         return subprocess.run(command, env=stack.environment(), capture_output=True, text=True, timeout=90)
 
 

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(300)]
 class Fleet:
     """A collector, an agent and the job."""
 
-    def __init__(self, web: int, job: Training) -> None:
-        self.web, self.job = web, job
+    def __init__(self, web: int, job: Training, token: Path) -> None:
+        self.web, self.job, self.token = web, job, token
 
     def get(self, path: str) -> dict:
         return json.loads(stack.fetch(f"http://127.0.0.1:{self.web}/api/v1/{path}"))
@@ -33,7 +33,7 @@ class Fleet:
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "gpuvigil.cli", *arguments, "--url", f"http://127.0.0.1:{self.web}"]
-        env = stack.environment() | {"COLUMNS": "160"}
+        env = stack.environment() | {"COLUMNS": "160", "GPUVIGIL_TOKEN_FILE": str(self.token)}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
     def incidents(self, fault_class: str) -> list[dict]:
@@ -50,7 +50,7 @@ def fleet(folder: Path, **fault: str) -> Iterator[Fleet]:
     more = ["--set", "saves.interval=1s", "--set", "saves.deadline=20s"]
     with contextlib.ExitStack() as running:
         running.enter_context(stack.collector(folder, grpc, web, *more))
-        made = Fleet(web, Training(folder, steps=100_000, socket=str(socket)))
+        made = Fleet(web, Training(folder, steps=100_000, socket=str(socket)), stack.token(folder))
         stack.wait_for(lambda: made.get("health"), 30, "the collector's API")
         running.enter_context(stack.agent(folder, "trainer", grpc, metrics, source="none", hook=str(socket)))
         stack.wait_for(socket.exists, 30, "the hook's socket")

@@ -103,7 +103,7 @@ class Rig:
     """Everything the pipeline needs, on a fake clock; `serve` puts the real web server before it."""
 
     def __init__(self, directory, nodes=3, gpus=2, remediation=None):
-        self.fleet = Fleet()
+        self.fleet, self.directory = Fleet(), directory
         for number in range(nodes):
             self.fleet.node(f"n{number}", gpus)
         self.structural, self.rules, self.statistical = Says("structural"), Says("rules"), Says("statistical")
