@@ -12,9 +12,10 @@ import pytest
 from contract.actuator_cases import Receiver
 from unit.action_help import action
 
+from gpuvigil_collector import process
 from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
 from gpuvigil_collector.actuator_config import ActuatorSettings, Command, Webhook
-from gpuvigil_collector.actuators import ACTUATORS, Tools, process
+from gpuvigil_collector.actuators import ACTUATORS, Tools
 from gpuvigil_collector.actuators.command import CommandActuator
 from gpuvigil_collector.actuators.webhook import WebhookActuator
 from gpuvigil_collector.execute import actuators_of, first_of_kind
