@@ -1,6 +1,6 @@
 """Real torchrun jobs (gloo) that misbehave: detected, in time, and whose rank; n and 95 % bounds.
 
-    python tests/bench/bench_training_faults.py [--quick] [--trials N] [--ranks N] [--together N] [--kinds K ...]
+    python tests/bench/bench_training_faults.py [--quick] [--trials N] [--ranks N] [--together N] [--kinds K]
 
 One collector, one agent, several jobs at a time. The fault's instant follows from the job's own step as the
 API shows it; the judge is what GET /api/v1/incidents says of that job.
