@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -175,3 +176,26 @@ def test_tokens_that_are_no_tokens(rig, api):
     for value in ("Bearer", "Basic b", f"Bearer {'x' * 600}", "Bearer o o"):
         answer = api.post("/api/v1/pause", headers=ASK | {"Authorization": value})
         assert answer.status_code == 401, value
+
+
+def test_only_an_admin_settles_what_stays_ambiguous_and_the_journal_says_who(rig, api):
+    incident = lose_a_gpu(rig)
+    [waiting] = api.get("/api/v1/remediation").json()["awaiting_approval"]
+    path = f"actions/{waiting}/settle"
+    said = {"what": "done", "why": "seen on the console"}
+    assert say(rig, api, path, "o", **said).status_code == 403
+    assert say(rig, api, path, "a", **said).status_code == 409, "it waits for approval: nothing is ambiguous"
+    rig.effects.records = rig.records
+    rig.records.write(replace(rig.records.get(waiting), state="ambiguous"))
+    for wrong in ({"what": "maybe"}, {"why": " "}):
+        answer = say(rig, api, path, "a", **(said | wrong))
+        assert (answer.status_code, answer.json()["error"]["field"]) == (409, next(iter(wrong)))
+    answer = say(rig, api, path, "a", **said)
+    assert (answer.status_code, answer.json()["state"]) == (200, "done")
+    rig.tick()
+    [settled] = [json.loads(detail) for what, detail in told(rig, incident.id) if what == "operator_settle"]
+    assert settled == {"who": "admin@site", "why": f"{waiting} done: seen on the console"}
+    assert (
+        api.get(f"/api/v1/actions/{waiting}").json()["outcome"]
+        == "settled by admin@site: seen on the console"
+    )

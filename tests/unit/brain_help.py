@@ -33,6 +33,7 @@ from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.web import roles
 from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
+from gpuvigil_collector.web.audit import Audit
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.training.stage import Training
 from gpuvigil_protos.settings import Tls
@@ -129,6 +130,7 @@ class Rig:
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
         self.alerting = Alerting(AlertingConfig(), directory, lambda: self.pipeline.view, grace_s=0)
+        self.audit = Audit(self.journal, directory / "journal.anchor")
         self.alive, self.faults = True, []
         self.roles = roles.load("", directory)
         self.token = (directory / roles.ADMIN_FILE).read_text().strip()
@@ -155,7 +157,7 @@ class Rig:
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
             ask=self.pipeline.desk.ask, say=self.repair.desk.ask, roles=self.roles,
-            more=alerting_routes(self.alerting),
+            more=(*alerting_routes(self.alerting), *self.audit.routes()),
         )  # fmt: skip
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
         listener, server = bind(web), make_server(make_app(sources), web)
