@@ -12,8 +12,15 @@ from contract.test_api_asks import ASK, ticking
 from unit.brain_help import Rig
 from unit.incident_help import finding
 
+from gpuvigil_collector.action_store import ActionStore
+from gpuvigil_collector.config import CollectorConfig, SaveSettings
+from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.repair import words
+from gpuvigil_collector.repair.plant import Plant
 from gpuvigil_collector.repair.settings import Remediation
+from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.web import operator, roles
+from gpuvigil_protos import pause
 
 TOKENS = {"v": "viewer", "o": "operator", "a": "admin"}
 RANK = ["nobody", "viewer", "operator", "admin"]
@@ -199,3 +206,42 @@ def test_only_an_admin_settles_what_stays_ambiguous_and_the_journal_says_who(rig
         api.get(f"/api/v1/actions/{waiting}").json()["outcome"]
         == "settled by admin@site: seen on the console"
     )
+
+
+def test_r10_a_pause_outlives_a_killed_collector(tmp_path):
+    """The pause of one run, read by the next from the real store; nobody says anything in between."""
+    first = ActionStore(tmp_path / "state")
+    before = Rig(tmp_path / "before", remediation=Remediation(mode="act"), records=first)
+    before.tick()
+    asked = before.repair.desk.ask(words.pause("ann", "looking at rack 3"))
+    before.tick()
+    assert asked.result(0) == {"done": "paused", "by": "ann"}
+    first.close()  # killed: nothing more is written
+    run = Rig(
+        tmp_path / "after", remediation=Remediation(mode="act"), records=ActionStore(tmp_path / "state")
+    )
+    assert run.repair.is_paused() == "ann: looking at rack 3", "before its first tick"
+    lose_a_gpu(run)
+    [case] = run.pipeline.view.repair.cases
+    assert (case.denied_by, run.effects.asked) == ("pause", []) and "looking at rack 3" in case.waits
+    run.repair.desk.ask(words.resume("ann", "seen"))
+    for _ in range(8):
+        run.tick()
+    assert run.effects.asked != [], "resumed, it acts: the test can see an effect"
+    run.records.close()
+
+
+def test_r10_a_pause_file_on_the_collectors_host_pauses_the_collector(tmp_path, monkeypatch):
+    """`pause --local` beside a collector that is down: what starts then is paused, and looks at each effect."""
+    said = ["/etc/gpuvigil/pause: ann: rack 3"]
+    monkeypatch.setattr(pause, "paused", lambda: said[0])
+    made = Plant(
+        CollectorConfig(), tmp_path, saves=SaveDesk(SaveSettings(), lambda _: None),
+        journal=Journal(tmp_path, entries_max=10, keep_s=10), send=lambda _: None, snapshot=lambda: None,
+    )  # fmt: skip
+    try:
+        assert made.repair.is_paused() == said[0] == made.executor._attempt.paused()
+        said[0] = ""
+        assert made.repair.is_paused() == "" == made.executor._attempt.paused()
+    finally:
+        made.store.close()

@@ -103,7 +103,7 @@ def ledger_row(node, name="metrics", **more):
 class Rig:
     """Everything the pipeline needs, on a fake clock; `serve` puts the real web server before it."""
 
-    def __init__(self, directory, nodes=3, gpus=2, remediation=None):
+    def __init__(self, directory, nodes=3, gpus=2, remediation=None, records=None):
         self.fleet = Fleet()
         for number in range(nodes):
             self.fleet.node(f"n{number}", gpus)
@@ -112,7 +112,7 @@ class Rig:
         self.sent = []
         desk = SaveDesk(SaveSettings(requests="auto"), self.sent.append)
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
-        self.effects, self.records = Effects(), Memory()
+        self.effects, self.records = Effects(), records or Memory()
         self.repair = make_repair(
             remediation or Remediation(), directory, records=self.records, executor=self.effects, saves=desk,
             journal=self.journal, senses=Senses(fence=self._fence),
@@ -151,16 +151,20 @@ class Rig:
             lambda: self.faults,
         )
 
-    @contextlib.contextmanager
-    def serve(self, **tls):
+    def app(self):
+        """The web application over this rig."""
         sources = Sources(
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
             ask=self.pipeline.desk.ask, say=self.repair.desk.ask, roles=self.roles,
             more=(*alerting_routes(self.alerting), *self.audit.routes()),
         )  # fmt: skip
+        return make_app(sources)
+
+    @contextlib.contextmanager
+    def serve(self, **tls):
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
-        listener, server = bind(web), make_server(make_app(sources), web)
+        listener, server = bind(web), make_server(self.app(), web)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 10
