@@ -232,7 +232,7 @@ def test_r10_a_pause_outlives_a_killed_collector(tmp_path):
 
 
 def test_r10_a_pause_file_on_the_collectors_host_pauses_the_collector(tmp_path, monkeypatch):
-    """`pause --local` beside a collector that is down: what starts then is paused, and looks at each effect."""
+    """`pause --local` beside a collector that is down: what starts then is paused, and looks each time."""
     said = ["/etc/gpuvigil/pause: ann: rack 3"]
     monkeypatch.setattr(pause, "paused", lambda: said[0])
     made = Plant(
