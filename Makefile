@@ -10,7 +10,7 @@ BUF_VERSION := 1.75.0
 PY := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo demo-train test test-train test-gpu check lint types imports protos generate bench ci soak clean
+.PHONY: demo demo-train test test-train test-gpu check lint types imports protos generate bench ci soak promises clean
 
 demo: $(VENV)/.demo  ## A simulated fleet with faults, watched by the real agent and collector
 	@$(VENV)/bin/gpuvigil demo $(ARGS)
@@ -57,6 +57,11 @@ bench: $(VENV)/.bench  ## Prints the figures of docs/benchmarks.md; ARGS=--quick
 soak: $(VENV)/.train  ## Hours: 59 faulty torchrun jobs a kind, the safety kernel in 100,000 fleets (ARGS="--workers 8")
 	@$(PY) tests/sim/run.py --seeds 100000 $(ARGS)
 	@$(PY) tests/bench/bench_training_faults.py --trials 59
+
+promises: $(VENV)/.train  ## Runs the tests that are named after a promise; writes docs/promises.md from what they said
+	@mkdir -p build
+	@$(PY) -m pytest $$($(PY) tests/promises.py tests) --junitxml=build/promises.xml $(ARGS) || true
+	@$(PY) tests/promises.py write build/promises.xml
 
 clean:
 	rm -rf $(VENV) build dist

@@ -10,12 +10,13 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from gpuvigil_cli import audit, local_pause
 from gpuvigil_cli.arguments import AsJson
 from gpuvigil_cli.client import Client, CliError, Json
 from gpuvigil_cli.connection import connected
@@ -29,6 +30,7 @@ Incident = Annotated[str, typer.Argument(metavar="ID", help="An id from `gpuvigi
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A name from `gpuvigil nodes`.")]
 ActionId = Annotated[str, typer.Argument(metavar="ACTION", help="An id from `gpuvigil actions`.")]
 For = Annotated[str, typer.Option("--for", help='How long it holds, such as "2h".')]
+Local = Annotated[bool, typer.Option("--local", help="This node alone, by a file: needs no collector.")]
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,300}\Z")
 
 
@@ -36,10 +38,11 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (
         actions, approve, reject, pause, resume, maint, drill, acknowledge, false_positive, silence,
-        close_breaker,
+        close_breaker, settle,
     ):  # fmt: skip
         app.command(command.__name__.replace("_", "-"))(connected(command))
     app.command("return")(connected(give_back))
+    audit.register(app)
     book = typer.Typer(no_args_is_help=True, help="What is done about each class of fault.")
     book.command("show")(policy_show)
     book.command("check")(policy_check)
@@ -70,14 +73,35 @@ def reject(client: Client, action: ActionId, why: Why, as_json: AsJson = False) 
     _done(client.say(f"/api/v1/actions/{_named(action)}/reject", why=why), as_json, f"rejected {action}")
 
 
-def pause(client: Client, why: Why = "", as_json: AsJson = False) -> None:
+def pause(client: Client, why: Why = "", local: Local = False, as_json: AsJson = False) -> None:
     """Stop all actions on the whole fleet, at once, until `gpuvigil resume`."""
+    if local:
+        file = local_pause.hold(why)
+        sentence = f"this node is paused by {file} until `gpuvigil resume --local`"
+        _done({"version": 1, "done": "paused", "file": str(file)}, as_json, sentence)
+        return
     _done(client.say("/api/v1/pause", why=why), as_json, "paused: nothing is done until `gpuvigil resume`")
 
 
-def resume(client: Client, why: Why = "", as_json: AsJson = False) -> None:
+def resume(client: Client, why: Why = "", local: Local = False, as_json: AsJson = False) -> None:
     """Lift a pause."""
+    if local:
+        files = [str(file) for file in local_pause.lift()]
+        _done({"version": 1, "done": "resumed", "files": files}, as_json, f"removed {', '.join(files)}")
+        return
     _done(client.say("/api/v1/resume", why=why), as_json, "resumed")
+
+
+def settle(
+    client: Client,
+    action: ActionId,
+    ended: Annotated[Literal["done", "failed"], typer.Argument(metavar="done|failed", help="As you saw it.")],
+    why: Why,
+    as_json: AsJson = False,
+) -> None:
+    """Say how an action ended that stays ambiguous; nobody looks for it any more. Needs the role admin."""
+    said = client.say(f"/api/v1/actions/{_named(action)}/settle", what=ended, why=why)
+    _done(said, as_json, f"settled {action}: {ended}")
 
 
 def close_breaker(client: Client, why: Why, as_json: AsJson = False) -> None:

@@ -37,6 +37,7 @@ from gpuvigil_collector.store import Store
 from gpuvigil_collector.web import roles
 from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
+from gpuvigil_collector.web.audit import Audit
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.rules import Rules
 from gpuvigil_detectors.structural import Structural
@@ -94,7 +95,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
         view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries,
         registry=registry_of(fleet, AlertingCollector(alerting)), alive=alive, faults=faults,
         ask=pipeline.desk.ask, say=pipeline.repair.desk.ask, roles=roles.load(config.web.tokens, state),
-        more=alerting_routes(alerting),
+        more=(*alerting_routes(alerting), *Audit(journal, _anchor_file(config, state)).routes()),
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)
@@ -138,6 +139,10 @@ def _state_directory(config: CollectorConfig) -> Path:
     return state
 
 
+def _anchor_file(config: CollectorConfig, state: Path) -> Path:
+    return Path(config.journal.anchor) if config.journal.anchor else state / "journal.anchor"
+
+
 def _pipeline(
     config: CollectorConfig, store: Store, journal: Journal, state: Path,
     send: Callable[[frames.Command], None],
@@ -153,7 +158,7 @@ def _pipeline(
     )
     pipeline = Pipeline(
         store=store,
-        anchor=Anchor(Path(config.journal.anchor) if config.journal.anchor else state / "journal.anchor"),
+        anchor=Anchor(_anchor_file(config, state)),
         structural=Structural(),
         rules=rules,
         training=Training(),

@@ -92,10 +92,16 @@ class Attempt:
 
     def watch(self, action: Action, actuator: Actuator | None, *, late: bool, settled: bool) -> Action:
         """Look at an issued or ambiguous action. late: past its deadline; settled: absent may be believed."""
+        return self.conclude(action, self.seen(action, actuator), late=late, settled=settled)
+
+    def seen(self, action: Action, actuator: Actuator | None) -> Look:
+        """Look; write nothing."""
         if actuator is None:
-            seen = Look(state="unknown", detail="its actuator is not configured any more")
-        else:
-            seen = self.look(action, actuator)
+            return Look(state="unknown", detail="its actuator is not configured any more")
+        return self.look(action, actuator)
+
+    def conclude(self, action: Action, seen: Look, *, late: bool, settled: bool) -> Action:
+        """Write down what a look told, where it told something."""
         if seen.state == "done":
             return self.become(action, "done", _both(action.outcome, seen.detail))
         if seen.state == "failed" or (seen.state in ("absent", "foreign") and settled):

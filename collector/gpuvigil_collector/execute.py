@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Final, Unpack
+from typing import Final, Literal, Unpack
 
 from gpuvigil_collector.action import (
     ENDED,
@@ -94,6 +94,9 @@ class Executor:
         self._unwritten: dict[str, Action] = {}
         self._ready = threading.Event()
         self._stopping = threading.Event()
+        self._watching = (
+            threading.Lock()
+        )  # of _watched and _unwritten; never held while anything is looked at
         self._thread = threading.Thread(target=self._main, name="executor", daemon=True)
 
     @property
@@ -141,6 +144,20 @@ class Executor:
         """Forget the transitions up to this one: they are in the journal."""
         self._store.told(sequence)
 
+    def settle(self, action_id: str, state: Literal["done", "failed"], outcome: str) -> Action:
+        """End an ambiguous action by a person's word; it is looked at no more. Any thread may call.
+
+        Raises KeyError where no look at an ambiguous action of that id is due.
+        """
+        with self._watching:
+            watched = self._watched.get(action_id)
+            if watched is None or watched.action.state != "ambiguous":
+                raise KeyError(action_id)
+            del self._watched[action_id]
+            settled = self._attempt.become(watched.action, state, outcome)
+        self._keep(settled)
+        return settled
+
     def faults(self) -> list[str]:
         """Sentences on what is wrong now."""
         lost = [f"{len(self._unwritten)} results wait for a disk that fails"] if self._unwritten else []
@@ -166,12 +183,15 @@ class Executor:
             pass
         else:
             self._keep(self._attempt.begin(action, self._by_name.get(action.actuator)))
-        for watched in [one for one in self._watched.values() if one.due_s <= self._attempt.steady_s()]:
+        with self._watching:
+            due = [one for one in self._watched.values() if one.due_s <= self._attempt.steady_s()]
+        for watched in due:
             if not self._stopping.is_set():
                 self._look(watched)
-        for action in list(self._unwritten.values()):
-            if self._store.write(action):
-                del self._unwritten[action.proposal.id]
+        with self._watching:
+            for action in list(self._unwritten.values()):
+                if self._store.write(action):
+                    del self._unwritten[action.proposal.id]
 
     def resume(self) -> bool:
         """Take up what the last run left; False while that cannot be read: then nothing is taken."""
@@ -186,30 +206,37 @@ class Executor:
     def _keep(self, action: Action) -> None:
         """Go on looking for an effect that has not ended; keep an end that the disk did not take."""
         now_s = self._attempt.steady_s()
-        if action.state not in ENDED:
-            self._watched[action.proposal.id] = _Watched(action, now_s, now_s)
-            return
-        kept = self._store.get(action.proposal.id)
-        if kept is None or kept.state != action.state:
-            self._unwritten[action.proposal.id] = action
+        with self._watching:
+            if action.state not in ENDED:
+                self._watched[action.proposal.id] = _Watched(action, now_s, now_s)
+                return
+            kept = self._store.get(action.proposal.id)
+            if kept is None or kept.state != action.state:
+                self._unwritten[action.proposal.id] = action
 
     def _look(self, watched: _Watched) -> None:
         asked, lasted_s = watched.action.proposal, self._attempt.steady_s() - watched.since_s
-        watched.action = self._attempt.watch(
-            watched.action,
-            self._by_name.get(watched.action.actuator),
-            late=lasted_s >= asked.deadline_s,
-            settled=lasted_s >= SETTLE * asked.deadline_s,
-        )
+        seen = self._attempt.seen(watched.action, self._by_name.get(watched.action.actuator))
+        with self._watching:
+            if asked.id not in self._watched:
+                return  # a person settled it meanwhile
+            watched.action = self._attempt.conclude(
+                watched.action,
+                seen,
+                late=lasted_s >= asked.deadline_s,
+                settled=lasted_s >= SETTLE * asked.deadline_s,
+            )
+            if watched.action.state in ENDED:
+                del self._watched[asked.id]
         if watched.action.state in ENDED:
-            del self._watched[asked.id]
             self._keep(watched.action)
             return
         watched.due_s = self._attempt.steady_s() + watched.wait_s
         watched.wait_s = min(watched.wait_s * 1.5, _LOOK_MOST_S)
 
     def _until_due(self) -> float:
-        due_s = min((one.due_s for one in self._watched.values()), default=float("inf"))
+        with self._watching:
+            due_s = min((one.due_s for one in self._watched.values()), default=float("inf"))
         return due_s - self._attempt.steady_s()
 
 

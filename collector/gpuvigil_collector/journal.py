@@ -6,7 +6,6 @@ database is put aside, loudly; where no file can be written at all, the journal 
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +16,12 @@ from typing import Any, Final
 
 import msgspec
 
-from gpuvigil_collector import anchor
+from gpuvigil_collector import anchor, chain
+from gpuvigil_collector.chain import GENESIS, entry_hash
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.incidents.tracker import Change
 from gpuvigil_protos import log
 
-GENESIS: Final = "0" * 64
 _SCHEMA_VERSION: Final = 1
 _PRUNE_EVERY: Final = 1000  # entries between two prunings: a delete each entry would double the writes
 _SCHEMA: Final = """
@@ -57,8 +56,8 @@ class Journal:
         self.written = 0
         self._backlog: list[Change | Note] = []
         self._log = log.get("journal")
-        self._uri = f"{(directory / 'journal.sqlite').absolute().as_uri()}"
-        self._database = self._open(directory / "journal.sqlite")
+        self._uri = f"{(directory / chain.FILE).absolute().as_uri()}"
+        self._database = self._open(directory / chain.FILE)
         newest = "SELECT sequence, hash FROM journal ORDER BY sequence DESC LIMIT 1"
         last: tuple[int, str] = self._database.execute(newest).fetchone() or (0, GENESIS)
         self._sequence, self.head = last
@@ -197,30 +196,23 @@ class Journal:
         With the anchored heads it finds also what was rewritten with its hashes, cut off or taken out; a
         journal that cannot be read does not fit.
         """
-        previous: str | None = None
-        hashes: dict[int, str] = {}
-        newest_ns = 0
-        try:
-            for *entry, before, digest in self._database.execute("SELECT * FROM journal ORDER BY sequence"):
-                follows = previous is None or (before == previous and entry[0] - 1 in hashes)
-                if not follows or entry_hash(before, tuple(entry)) != digest:
-                    return int(entry[0])
-                previous, hashes[entry[0]], newest_ns = digest, digest, max(newest_ns, entry[1])
-        except (sqlite3.Error, AttributeError, TypeError, ValueError):  # other columns or types than ours
-            return max(hashes, default=0) + 1
-        if previous not in {None, self.head}:
+        walked = chain.walk(self._database, heads, self._retention)
+        if walked.wrong is None and walked.entries and walked.head != self.head:
             return self._sequence
-        kept = anchor.Kept(hashes=hashes, entries_max=self.entries_max, keep_ns=int(self.keep_s * 1e9))
-        return anchor.misfit(heads, kept, newest_ns)
+        return walked.wrong
+
+    def walked(self, heads: Sequence[anchor.Head] = ()) -> chain.Walked:
+        """Walk the chain as `verify` does, for readers. Any thread may call. Raises sqlite3.Error."""
+        with closing(sqlite3.connect(self._uri, uri=True, timeout=2)) as database:
+            return chain.walk(database, heads, self._retention)
+
+    @property
+    def _retention(self) -> chain.Retention:
+        return chain.Retention(entries_max=self.entries_max, keep_s=self.keep_s)
 
     def close(self) -> None:
         """Close the file; further calls fail."""
         self._database.close()
-
-
-def entry_hash(previous: str, entry: tuple[object, ...]) -> str:
-    """Chain one entry (sequence, time_ns, incident, what, detail) to the hash before it."""
-    return hashlib.sha256(previous.encode() + msgspec.json.encode(entry)).hexdigest()
 
 
 def _row(incident: Incident) -> tuple[str, str, int, int, str]:

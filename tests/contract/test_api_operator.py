@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -11,8 +12,15 @@ from contract.test_api_asks import ASK, ticking
 from unit.brain_help import Rig
 from unit.incident_help import finding
 
+from gpuvigil_collector.action_store import ActionStore
+from gpuvigil_collector.config import CollectorConfig, SaveSettings
+from gpuvigil_collector.journal import Journal
+from gpuvigil_collector.repair import words
+from gpuvigil_collector.repair.plant import Plant
 from gpuvigil_collector.repair.settings import Remediation
+from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.web import operator, roles
+from gpuvigil_protos import pause
 
 TOKENS = {"v": "viewer", "o": "operator", "a": "admin"}
 RANK = ["nobody", "viewer", "operator", "admin"]
@@ -175,3 +183,65 @@ def test_tokens_that_are_no_tokens(rig, api):
     for value in ("Bearer", "Basic b", f"Bearer {'x' * 600}", "Bearer o o"):
         answer = api.post("/api/v1/pause", headers=ASK | {"Authorization": value})
         assert answer.status_code == 401, value
+
+
+def test_only_an_admin_settles_what_stays_ambiguous_and_the_journal_says_who(rig, api):
+    incident = lose_a_gpu(rig)
+    [waiting] = api.get("/api/v1/remediation").json()["awaiting_approval"]
+    path = f"actions/{waiting}/settle"
+    said = {"what": "done", "why": "seen on the console"}
+    assert say(rig, api, path, "o", **said).status_code == 403
+    assert say(rig, api, path, "a", **said).status_code == 409, "it waits for approval: nothing is ambiguous"
+    rig.effects.records = rig.records
+    rig.records.write(replace(rig.records.get(waiting), state="ambiguous"))
+    for wrong in ({"what": "maybe"}, {"why": " "}):
+        answer = say(rig, api, path, "a", **(said | wrong))
+        assert (answer.status_code, answer.json()["error"]["field"]) == (409, next(iter(wrong)))
+    answer = say(rig, api, path, "a", **said)
+    assert (answer.status_code, answer.json()["state"]) == (200, "done")
+    rig.tick()
+    [settled] = [json.loads(detail) for what, detail in told(rig, incident.id) if what == "operator_settle"]
+    assert settled == {"who": "admin@site", "why": f"{waiting} done: seen on the console"}
+    assert (
+        api.get(f"/api/v1/actions/{waiting}").json()["outcome"]
+        == "settled by admin@site: seen on the console"
+    )
+
+
+def test_r10_a_pause_outlives_a_killed_collector(tmp_path):
+    """The pause of one run, read by the next from the real store; nobody says anything in between."""
+    first = ActionStore(tmp_path / "state")
+    before = Rig(tmp_path / "before", remediation=Remediation(mode="act"), records=first)
+    before.tick()
+    asked = before.repair.desk.ask(words.pause("ann", "looking at rack 3"))
+    before.tick()
+    assert asked.result(0) == {"done": "paused", "by": "ann"}
+    first.close()  # killed: nothing more is written
+    run = Rig(
+        tmp_path / "after", remediation=Remediation(mode="act"), records=ActionStore(tmp_path / "state")
+    )
+    assert run.repair.is_paused() == "ann: looking at rack 3", "before its first tick"
+    lose_a_gpu(run)
+    [case] = run.pipeline.view.repair.cases
+    assert (case.denied_by, run.effects.asked) == ("pause", []) and "looking at rack 3" in case.waits
+    run.repair.desk.ask(words.resume("ann", "seen"))
+    for _ in range(8):
+        run.tick()
+    assert run.effects.asked != [], "resumed, it acts: the test can see an effect"
+    run.records.close()
+
+
+def test_r10_a_pause_file_on_the_collectors_host_pauses_the_collector(tmp_path, monkeypatch):
+    """`pause --local` beside a collector that is down: what starts then is paused, and looks each time."""
+    said = ["/etc/gpuvigil/pause: ann: rack 3"]
+    monkeypatch.setattr(pause, "paused", lambda: said[0])
+    made = Plant(
+        CollectorConfig(), tmp_path, saves=SaveDesk(SaveSettings(), lambda _: None),
+        journal=Journal(tmp_path, entries_max=10, keep_s=10), send=lambda _: None, snapshot=lambda: None,
+    )  # fmt: skip
+    try:
+        assert made.repair.is_paused() == said[0] == made.executor._attempt.paused()
+        said[0] = ""
+        assert made.repair.is_paused() == "" == made.executor._attempt.paused()
+    finally:
+        made.store.close()

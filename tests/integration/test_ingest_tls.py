@@ -66,7 +66,7 @@ async def test_a_node_streams_under_its_certificates_name(host):
             await wire.until_durable(1)
 
 
-async def test_a_node_that_claims_anothers_name_is_refused_counted_and_does_no_harm(host):
+async def test_s1_a_node_that_claims_anothers_name_is_refused_counted_and_does_no_harm(host):
     async with channel(host.address, credentials(AUTHORITY.issue_cert("victim"))) as dial:
         victim = Wire(dial, node="victim")
         await victim.open()
@@ -78,7 +78,7 @@ async def test_a_node_that_claims_anothers_name_is_refused_counted_and_does_no_h
         assert await host.counter("rejected_streams_total:wrong_name", 4) == 4
 
 
-async def test_a_live_node_cannot_turn_into_another_in_mid_stream(host):
+async def test_s1_a_live_node_cannot_turn_into_another_in_mid_stream(host):
     async with channel(host.address, credentials(AUTHORITY.issue_cert("turncoat", "victim2"))) as dial:
         wire = Wire(dial, node="turncoat")
         await wire.open()
@@ -96,7 +96,7 @@ async def test_a_wrong_certificate_is_refused(host, leaf):
     assert await refused(host.address, leaf, "n1") in {Code.UNAVAILABLE, Code.PERMISSION_DENIED}
 
 
-async def test_plain_text_is_refused_where_tls_is_on(host):
+async def test_s1_plain_text_is_refused_where_tls_is_on(host):
     async with channel(host.address) as dial:
         wire = Wire(dial, deadline_s=10)
         with pytest.raises((ConnectionError, grpc.aio.AioRpcError)):

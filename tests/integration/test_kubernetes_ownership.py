@@ -97,7 +97,7 @@ ROUNDS = int(os.environ.get("GPUVIGIL_KUBE_ROUNDS", "1"))  # 25 rounds are R6's 
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_r6_interleavings_never_undo_what_others_set(lab: KubeLab, seed: int) -> None:
+def test_r6_interleavings_never_undo_what_others_set(lab: KubeLab, seed: int, record_property) -> None:
     """Admin's edits between our steps, in seeded order: what was theirs at the end is there at the end."""
     act, rng = actuator(lab), random.Random(seed)
     pairs = list(itertools.permutations(WORDS, 2))
@@ -132,6 +132,7 @@ def test_r6_interleavings_never_undo_what_others_set(lab: KubeLab, seed: int) ->
         assert ours not in left["spec"].get("taints", []), (before, after)
         if "annotate" in (*before, *after):
             assert left["metadata"]["annotations"]["team"] == "research"
+    record_property("n", len(schedules))
 
 
 def test_two_writers_one_hold(lab: KubeLab, monkeypatch: pytest.MonkeyPatch) -> None:

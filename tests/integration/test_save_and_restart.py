@@ -38,7 +38,7 @@ def job(tmp_path: Path) -> Iterator[Training]:
 @pytest.mark.parametrize(("fault", "resumed_at"), [
     ("kill:1:33", 30), ("save_kills:1:29", 20), ("corrupt:0:39", 30), ("kill:0:4", 0),
 ])  # fmt: skip
-def test_what_ends_a_job_costs_the_steps_since_its_newest_valid_checkpoint(
+def test_r8_what_ends_a_job_costs_the_steps_since_its_newest_valid_checkpoint(
     job: Training, reference: dict[int, str], fault: str, resumed_at: int
 ) -> None:
     status = job.start(FAULT=fault, SAVE_EVERY="10").wait(180)
@@ -53,14 +53,14 @@ def test_what_ends_a_job_costs_the_steps_since_its_newest_valid_checkpoint(
     assert not list(job.directory.glob("*.partial")), "nothing half done is left"
 
 
-def test_a_save_that_fails_or_hangs_does_not_end_the_job(job: Training, reference: dict[int, str]) -> None:
+def test_r8_a_save_that_fails_does_not_end_the_job(job: Training, reference: dict[int, str]) -> None:
     assert job.start(FAULT="save_fails:1:19", SAVE_EVERY="10").wait(180) == 0, job.log
     assert [step for step, _ in job.losses] == list(range(STEPS))
     whole = [path for path in sorted(job.directory.glob("step-*")) if checkpoints.check(path)]
     assert [int(path.name[5:15]) for path in whole] == [39, 49, 59]
 
 
-def test_attempts_that_bring_nothing_are_parked_for_a_person(job: Training) -> None:
+def test_r8_attempts_that_bring_nothing_are_parked_for_a_person(job: Training) -> None:
     (job.folder / "losses.txt").mkdir()  # the job fails at its first step, every time
     process = job.start("--attempts", "2", STEP_S="0")
     assert process.wait(180) == 75

@@ -222,10 +222,11 @@ def _schedule(slurm: SlurmLab, hands: SlurmActuator, seed: int) -> tuple[str, ..
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("part", range(4))
-def test_r6_ownership_under_interleavings(slurm: SlurmLab, part: int) -> None:
+def test_r6_ownership_under_interleavings(slurm: SlurmLab, part: int, record_property) -> None:
     """1,000 orders of a person's and our steps: no foreign reason is overwritten, none is undone."""
     hands = actuator(slurm)
     played = {_schedule(slurm, hands, seed) for seed in range(part * 250, part * 250 + 250)}
+    record_property("n", 250)
     assert len(played) > 200
     steps = set(itertools.chain.from_iterable(played))
     assert steps >= {"hold", "release", "drain", "edit", "down"}

@@ -19,18 +19,23 @@ PARTS = 20
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(PARTS))
-def test_r1_r2_r5_r11_r13_the_kernel_keeps_every_promise(part):
+def test_r1_r2_r5_r11_r13_the_kernel_keeps_every_promise(part, record_property):
     seeds = range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS)
     results = [run(seed) for seed in seeds]
-    assert [(each.seed, each.wrong) for each in results if each.wrong] == []
+    wrong = [(each.seed, each.wrong) for each in results if each.wrong]
+    record_property("n", len(results))
+    record_property("wrong", len(wrong))
+    assert wrong == []
     assert sum(each.effects for each in results) > len(results), "a kernel that never acts proves nothing"
     assert len(results) < 200 or {each.pattern for each in results} == set(PATTERNS)
 
 
 @pytest.mark.parametrize("size", FLOOR)
-def test_r1_liveness_floor_one_true_fault_is_repaired(size):
+def test_r1_liveness_floor_one_true_fault_is_repaired(size, record_property):
     results = [each for each in (run(seed, pattern="single") for seed in range(200)) if each.size == size]
     assert len(results) > 20
+    record_property("n", len(results))
+    record_property("wrong", sum(not each.repaired for each in results))
     assert all(each.repaired and {"hold", "release"} <= set(each.done) for each in results)
     assert all({"reset_gpu", "reboot"} & set(each.done) for each in results)
 
@@ -49,7 +54,7 @@ def test_a_seed_is_the_same_each_time():
     assert [run(seed) for seed in range(30)] == [run(seed) for seed in range(30)]
 
 
-def test_r9_a_thousand_scenarios_are_judged_alike_in_observe(monkeypatch):
+def test_r9_a_thousand_scenarios_are_judged_alike_in_observe(monkeypatch, record_property):
     seen = []
 
     def both(state, proposal, now_ns):
@@ -65,6 +70,7 @@ def test_r9_a_thousand_scenarios_are_judged_alike_in_observe(monkeypatch):
 
     monkeypatch.setattr(fleet_sim, "authorise", both)
     assert all(not run(seed, steps=6).wrong for seed in range(1000))
+    record_property("n", len(seen))
     assert seen.count("act") > 500 and seen.count("none") > 5000
 
 

@@ -33,6 +33,7 @@ from gpuvigil_collector.saves.foresight import Foresight
 from gpuvigil_collector.web import roles
 from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
+from gpuvigil_collector.web.audit import Audit
 from gpuvigil_collector.web.server import bind, make_server
 from gpuvigil_detectors.training.stage import Training
 from gpuvigil_protos.settings import Tls
@@ -102,7 +103,7 @@ def ledger_row(node, name="metrics", **more):
 class Rig:
     """Everything the pipeline needs, on a fake clock; `serve` puts the real web server before it."""
 
-    def __init__(self, directory, nodes=3, gpus=2, remediation=None):
+    def __init__(self, directory, nodes=3, gpus=2, remediation=None, records=None):
         self.fleet, self.directory = Fleet(), directory
         for number in range(nodes):
             self.fleet.node(f"n{number}", gpus)
@@ -111,7 +112,7 @@ class Rig:
         self.sent = []
         desk = SaveDesk(SaveSettings(requests="auto"), self.sent.append)
         self.journal = Journal(directory, entries_max=1000, keep_s=1e9)
-        self.effects, self.records = Effects(), Memory()
+        self.effects, self.records = Effects(), records or Memory()
         self.repair = make_repair(
             remediation or Remediation(), directory, records=self.records, executor=self.effects, saves=desk,
             journal=self.journal, senses=Senses(fence=self._fence),
@@ -129,6 +130,7 @@ class Rig:
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
         self.alerting = Alerting(AlertingConfig(), directory, lambda: self.pipeline.view, grace_s=0)
+        self.audit = Audit(self.journal, directory / "journal.anchor")
         self.alive, self.faults = True, []
         self.roles = roles.load("", directory)
         self.token = (directory / roles.ADMIN_FILE).read_text().strip()
@@ -149,16 +151,20 @@ class Rig:
             lambda: self.faults,
         )
 
-    @contextlib.contextmanager
-    def serve(self, **tls):
+    def app(self):
+        """The web application over this rig."""
         sources = Sources(
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
             ask=self.pipeline.desk.ask, say=self.repair.desk.ask, roles=self.roles,
-            more=alerting_routes(self.alerting),
+            more=(*alerting_routes(self.alerting), *self.audit.routes()),
         )  # fmt: skip
+        return make_app(sources)
+
+    @contextlib.contextmanager
+    def serve(self, **tls):
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
-        listener, server = bind(web), make_server(make_app(sources), web)
+        listener, server = bind(web), make_server(self.app(), web)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 10

@@ -90,6 +90,14 @@ class Effects:
         self.sequence += 1
         self._ended.append(Told(sequence=self.sequence, action=action))
 
+    def settle(self, action_id: str, state: Any, outcome: str) -> Action:
+        found = self.records.get(action_id) if self.records is not None else None
+        if found is None or found.state != "ambiguous":
+            raise KeyError(action_id)
+        settled = replace(found, state=state, outcome=outcome)
+        self.ends(settled)
+        return settled
+
     def results(self) -> list[Told]:
         return list(self._ended)
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gpuvigil_collector import anchor
 from gpuvigil_collector.anchor import Anchor
-from gpuvigil_collector.journal import GENESIS, Journal, Note, entry_hash
+from gpuvigil_collector.chain import GENESIS, entry_hash
+from gpuvigil_collector.journal import Journal, Note
 
 SECOND = 1_000_000_000
 T0 = 1_800_000_000 * SECOND

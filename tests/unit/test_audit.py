@@ -31,7 +31,7 @@ def verdict(*, allowed, detail="1 of 1 used"):
     )
 
 
-def test_decisions_carry_every_gates_numbers_and_are_told_when_they_change():
+def test_r15_decisions_carry_every_gates_numbers_and_are_told_when_they_change():
     decisions = Decisions()
     one = proposal(evidence=(Signal(origin="driver", rule="xid_79", start_ns=1, fatal=True),))
     (note,) = decisions.note(one, verdict(allowed=False), 5)
@@ -54,7 +54,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     assert len(decisions._last) == 10
 
 
-def test_an_actions_life_is_in_the_chain_under_its_incident(tmp_path, journal):
+def test_r15_an_actions_life_is_in_the_chain_under_its_incident(tmp_path, journal):
     world = World(tmp_path / "state")
     world.executor.resume()
     world.executor.submit(action())

@@ -29,7 +29,7 @@ def write(folder, step, fence, files=None):
     return checkpoints.finish(partial, step, fence, table)
 
 
-def test_the_newest_whole_one_is_found_and_partial_ones_never(tmp_path, fence):
+def test_r8_the_newest_whole_one_is_found_and_partial_ones_never(tmp_path, fence):
     assert checkpoints.newest(tmp_path) is None
     for step in (10, 300, 20):
         write(tmp_path, step, fence)
@@ -53,7 +53,7 @@ def test_the_newest_whole_one_is_found_and_partial_ones_never(tmp_path, fence):
     lambda path: (path / checkpoints.MANIFEST).write_text(json.dumps(
         {"step": 21, "generation": 1, "files": {}})),
 ], ids=["short", "flipped", "missing", "absent", "cut", "no table", "deep", "leaves", "other"])  # fmt: skip
-def test_a_spoilt_one_is_passed_over_for_the_one_before(tmp_path, fence, spoil):
+def test_r8_a_spoilt_one_is_passed_over_for_the_one_before(tmp_path, fence, spoil):
     write(tmp_path, 10, fence)
     spoil(write(tmp_path, 20, fence).path)
     assert checkpoints.newest(tmp_path).step == 10

@@ -44,11 +44,12 @@ def refused_all(world: World, messages: list[bytes], *words: str) -> None:
     assert len(world.ledger.effects("1", ())) == before
 
 
-def test_s6_a_replayed_order_is_refused(world: World) -> None:
+def test_s6_a_replayed_order_is_refused(world: World, record_property) -> None:
     refused_all(world, captured(world, EACH), "nonce: ")
+    record_property("n", EACH)
 
 
-def test_s6_a_replay_is_refused_after_a_restart_and_a_reboot(world: World) -> None:
+def test_s6_a_replay_is_refused_after_a_restart_and_a_reboot(world: World, record_property) -> None:
     messages = captured(world, EACH)
     world.ledger.close()
     world.start()
@@ -56,9 +57,10 @@ def test_s6_a_replay_is_refused_after_a_restart_and_a_reboot(world: World) -> No
     world.ledger.close()
     world.start("99999999-2222-3333-4444-555555555555")
     refused_all(world, messages, "nonce: ")
+    record_property("n", len(messages))
 
 
-def test_s6_reordered_orders_are_refused(world: World) -> None:
+def test_s6_reordered_orders_are_refused(world: World, record_property) -> None:
     """Each pair is delivered the other way round: the newer is taken, the older is too late for ever."""
     for i in range(EACH):
         verb = "hold" if i % 2 == 0 else "unhold"
@@ -67,16 +69,18 @@ def test_s6_reordered_orders_are_refused(world: World) -> None:
         said = world.say(older)
         assert said.state == "refused" and said.outcome.startswith("number: "), said
     assert world.did("reboot") == []
+    record_property("n", EACH)
 
 
-def test_s6_an_order_of_an_older_generation_is_refused(world: World) -> None:
+def test_s6_an_order_of_an_older_generation_is_refused(world: World, record_property) -> None:
     assert world.give("hold", generation=7).state == "done"
     messages = [world.sign(world.order("reboot", generation=1 + i % 6)) for i in range(EACH)]
     refused_all(world, messages, "generation: expected 7 or newer")
     assert world.did("reboot") == []
+    record_property("n", len(messages))
 
 
-def test_s6_an_altered_order_is_refused(world: World) -> None:
+def test_s6_an_altered_order_is_refused(world: World, record_property) -> None:
     """Every field is altered in turn, then single bytes of the text and of the signature."""
     chance = random.Random(6)
     messages = []
@@ -98,9 +102,10 @@ def test_s6_an_altered_order_is_refused(world: World) -> None:
         digit = chance.choice([c for c in "0123456789abcdef" if c != signature[place]])
         messages.append(world.message(text.encode(), signature[:place] + digit + signature[place + 1 :]))
     refused_all(world, messages, "signature: ")
+    record_property("n", len(messages))
 
 
-def test_s6_a_late_order_is_refused(world: World) -> None:
+def test_s6_a_late_order_is_refused(world: World, record_property) -> None:
     chance = random.Random(7)
     messages = []
     for _ in range(EACH):
@@ -113,11 +118,13 @@ def test_s6_a_late_order_is_refused(world: World) -> None:
     for message in messages[::2]:
         assert world.say(message).outcome.endswith(" s late")
     assert world.ledger._db.execute("SELECT count(*) FROM nonces").fetchone() == (0,), "nothing is used up"
+    record_property("n", len(messages))
 
 
-def test_s6_an_order_for_another_node_is_refused(world: World) -> None:
+def test_s6_an_order_for_another_node_is_refused(world: World, record_property) -> None:
     names = [f"n{i}" for i in range(2, EACH + 2)]
     refused_all(world, [world.sign(world.order("hold", node=name)) for name in names], "node: expected n1")
+    record_property("n", len(names))
 
 
 def test_s6_what_was_not_refused_is_carried_out(world: World) -> None:

@@ -7,8 +7,9 @@ import sqlite3
 import pytest
 from unit.incident_help import SECOND, T0, Life, finding, gpu
 
+from gpuvigil_collector.chain import GENESIS
 from gpuvigil_collector.incidents import ranking
-from gpuvigil_collector.journal import GENESIS, Journal
+from gpuvigil_collector.journal import Journal
 
 
 def make(directory, **settings):

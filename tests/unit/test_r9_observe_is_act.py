@@ -116,14 +116,15 @@ def played() -> list[
     return [(seed, play(seed, "act"), play(seed, "observe")) for seed in range(SCENARIOS)]
 
 
-def test_r9_observe_has_no_effect_where_act_has_many(played) -> None:
+def test_r9_observe_has_no_effect_where_act_has_many(played, record_property) -> None:
     acted = sum(len(act[0].asked) + len(act[1].asked) for _, act, _ in played)
     assert acted > SCENARIOS / 4, "the scenarios must give act something to do"
     for seed, _, observe in played:
         assert (observe[0].asked, observe[1].asked) == ([], []), seed
+    record_property("n", len(played))
 
 
-def test_r9_every_decision_of_act_is_the_same_in_observe(played) -> None:
+def test_r9_every_decision_of_act_is_the_same_in_observe(played, record_property) -> None:
     decisions = denied = 0
     for seed, (_, _, seen, _), _ in played:
         for state, proposal, now_ns, verdict in seen:
@@ -135,6 +136,7 @@ def test_r9_every_decision_of_act_is_the_same_in_observe(played) -> None:
             ), seed
             assert again.effect == "none"
             decisions, denied = decisions + 1, denied + (not verdict.allowed)
+    record_property("n", decisions)
     assert decisions > 2 * SCENARIOS and 0.2 < denied / decisions < 0.95
 
 

@@ -10,7 +10,7 @@ from unit.repair_world import CLEAN_S, SECOND, Memory, World
 from gpuvigil_collector.repair.walk import Word
 
 
-def test_a_lost_gpu_is_saved_held_moved_rebooted_proven_and_returned() -> None:
+def test_r12_a_lost_gpu_is_saved_held_moved_rebooted_proven_and_returned() -> None:
     world = World()
     world.fault("gpu_lost")
     world.tick(8)
@@ -59,7 +59,7 @@ def test_what_is_denied_for_too_long_goes_to_a_person() -> None:
     assert world.effects.asked == []
 
 
-def test_observe_has_no_effect_and_says_what_it_would_have_done() -> None:
+def test_r9_observe_has_no_effect_and_says_what_it_would_have_done() -> None:
     world = World()
     world.mode = "observe"
     world.fault("gpu_lost")
@@ -156,7 +156,7 @@ def test_a_reset_that_fails_leads_to_a_reboot() -> None:
     assert world.case.playbook == "reboot_and_validate"
 
 
-def test_trouble_in_the_clean_wait_keeps_the_node_out() -> None:
+def test_r12_trouble_in_the_clean_wait_keeps_the_node_out() -> None:
     world = World()
     world.fault("gpu_lost")
     world.tick(8)
@@ -180,7 +180,7 @@ def treat_once(world: World, identity: str) -> float:
     return wait
 
 
-def test_a_relapse_doubles_the_clean_wait_and_the_third_time_is_for_a_person() -> None:
+def test_r12_a_relapse_doubles_the_clean_wait_and_the_third_time_is_for_a_person() -> None:
     world = World()
     first = treat_once(world, "i1")
     assert world.case.outcome == "returned"
@@ -192,7 +192,7 @@ def test_a_relapse_doubles_the_clean_wait_and_the_third_time_is_for_a_person() -
     assert "three times in seven days" in world.case.trail[-1].what
 
 
-def test_a_restart_in_the_middle_does_nothing_twice() -> None:
+def test_r3_a_restart_in_the_middle_does_nothing_twice() -> None:
     world = World()
     world.effects.silent.add("reboot")
     world.fault("gpu_lost")
@@ -208,7 +208,7 @@ def test_a_restart_in_the_middle_does_nothing_twice() -> None:
     assert after.kinds == ["validate"]
 
 
-def test_an_action_whose_record_is_lost_is_not_begun_anew() -> None:
+def test_r5_an_action_whose_record_is_lost_is_not_begun_anew() -> None:
     world = World()
     world.effects.silent.add("reboot")
     world.fault("gpu_lost")

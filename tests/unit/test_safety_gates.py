@@ -98,12 +98,12 @@ def test_a_job_is_not_moved_off_a_node_in_maintenance_by_way_of_another():
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_protected_node_is_never_touched(kind):
+def test_r7_a_protected_node_is_never_touched(kind):
     assert judge(changed(ready(kind), "n0", protected="control plane"), ask(kind)).gate == "workload"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "checkpoint"])
-def test_what_others_hold_or_repair_is_theirs(kind):
+def test_r6_what_others_hold_or_repair_is_theirs(kind):
     assert judge(changed(ready(kind), "n0", hold="foreign", held_why="ann"), ask(kind)).gate == "ownership"
     assert judge(changed(ready(kind), "n0", remediator="draino"), ask(kind)).gate == "ownership"
     assert judge(replace(ready(kind), others="NVSentinel"), ask(kind)).gate == "ownership"
@@ -145,7 +145,7 @@ def test_what_changes_nothing_needs_a_valid_target_alone(kind):
     ],
 )
 @pytest.mark.parametrize("kind", ["hold", "reset_gpu", "reboot"])
-def test_evidence_is_one_fatal_fact_or_two_origins(kind, evidence, enough):
+def test_r14_evidence_is_one_fatal_fact_or_two_origins(kind, evidence, enough):
     assert judge(ready(kind), ask(kind, evidence=evidence)).gate == ("" if enough else "evidence")
 
 
@@ -159,7 +159,7 @@ def test_r14_statistics_alone_never_drain_nor_interrupt(kind):
     assert judge(ready("checkpoint"), ask("checkpoint", evidence=many)).allowed
 
 
-def test_a_jobs_word_alone_moves_itself_and_nothing_else():
+def test_r14_a_jobs_word_alone_moves_itself_and_nothing_else():
     for kind in ("stop_job", "move_job", "checkpoint"):
         assert judge(ready(kind), ask(kind, evidence=(JOB,))).allowed
         assert judge(ready(kind), ask(kind, evidence=(JOB, STATISTICS))).allowed
@@ -224,7 +224,7 @@ def test_a_malformed_fence_is_none(fields):
 
 
 @pytest.mark.parametrize("kind", ["stop_job", "move_job", "reset_gpu", "reboot"])
-def test_what_runs_has_its_checkpoint_or_is_dead(kind):
+def test_r7_r8_what_runs_has_its_checkpoint_or_is_dead(kind):
     for word, gate in [("none", "workload"), ("pending", "workload"), ("saved", ""), ("impossible", "")]:
         of = with_job(checkpoint=word)
         assert judge(held(of, "n0"), ask(kind)).gate == gate
@@ -232,7 +232,7 @@ def test_what_runs_has_its_checkpoint_or_is_dead(kind):
 
 
 @pytest.mark.parametrize("kind", ["stop_job", "move_job", "reset_gpu", "reboot"])
-def test_an_owners_refusal_is_kept(kind):
+def test_r7_an_owners_refusal_is_kept(kind):
     verdict = judge(held(with_job(refusals=("no_requeue",)), "n0"), ask(kind))
     assert verdict.gate == "workload" and "no_requeue" in detail(verdict, "workload")
     dead = judge(held(with_job(refusals=("no_requeue",), dead=True), "n0"), ask(kind))
@@ -245,7 +245,7 @@ def two_jobs(**other):
     return replace(changed(of, "n0", jobs=("j1", "j2")), jobs=dict(of.jobs) | {"j2": second})
 
 
-def test_other_jobs_of_the_node_count():
+def test_r7_other_jobs_of_the_node_count():
     limits = Limits(jobs_an_hour=2)
     assert judge(replace(two_jobs(), limits=limits), ask("reboot")).gate == "workload"
     assert judge(replace(two_jobs(checkpoint="saved"), limits=limits), ask("reboot")).interrupts == (
@@ -256,6 +256,6 @@ def test_other_jobs_of_the_node_count():
     assert judge(two_jobs(), ask("move_job")).interrupts == ("j1",)
 
 
-def test_validation_waits_for_what_runs():
+def test_r12_validation_waits_for_what_runs():
     assert judge(held(with_job(), "n0"), ask("validate")).gate == "workload"
     assert judge(held(with_job(dead=True), "n0"), ask("validate")).allowed

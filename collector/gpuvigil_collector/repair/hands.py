@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal
 
 from gpuvigil_collector.action import (
     ON_JOB,
@@ -156,6 +156,17 @@ class SafeHands:
         said = f"rejected by {by}: {why}"
         self.note([operator_note(now_ns, by, "reject", f"{action_id}: {why}", action.proposal.incident)])
         return self._keep(replace(action, state="rejected", outcome=said, changed_ns=now_ns))
+
+    def settle(
+        self, action_id: str, state: Literal["done", "failed"], by: str, why: str, now_ns: int
+    ) -> Action:
+        """End an action that stays ambiguous as a person has seen it. Raises KeyError for any other."""
+        if self.executor is None:
+            raise KeyError(action_id)
+        action = self.executor.settle(action_id, state, f"settled by {by}: {why}")
+        said = f"{action_id} {state}: {why}"
+        self.note([operator_note(now_ns, by, "settle", said, action.proposal.incident)])
+        return self._remember(action)
 
     def tell(self, now_ns: int, what: str, detail: str, incident: str) -> None:
         """Write one entry into the journal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from gpuvigil_collector.action import Action, FleetState, Kind
 from gpuvigil_collector.action_store import Told
@@ -22,6 +22,10 @@ class Executor(Protocol):
 
     def submit(self, action: Action) -> Action:
         """Take one action that was allowed, write it down, have it carried out in another thread."""
+        ...
+
+    def settle(self, action_id: str, state: Literal["done", "failed"], outcome: str) -> Action:
+        """End an action that stays ambiguous by a person's word. Raises KeyError where it is not."""
         ...
 
     def results(self) -> list[Told]:

@@ -20,6 +20,7 @@ from gpuvigil_collector.repair.schedulers import KubernetesScheduler, Scheduler,
 from gpuvigil_collector.repair.stage import Repair
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_detectors.base import Snapshot
+from gpuvigil_protos import pause
 
 if TYPE_CHECKING:
     from gpuvigil_collector.kube.lease import KubernetesLease
@@ -50,7 +51,7 @@ class Plant:
         self.repair: Repair = make_repair(
             settings, state, records=self.store, executor=self.executor, saves=saves, journal=journal,
             senses=Senses(
-                fence=self.lease.fence, snapshot=snapshot,
+                fence=self.lease.fence, snapshot=snapshot, paused=pause.paused,
                 scheduler=scheduler.view if scheduler is not None else lambda: None,
             ),
         )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from gpuvigil_collector.audit import operator_note
 from gpuvigil_collector.incidents.incident import Incident
@@ -91,6 +91,23 @@ def reject(action: str, by: str, why: str) -> Word:
             return {"id": action, "state": desk.hands.reject(action, by, _text(why), now_ns).state}
         except KeyError:
             raise UnheardError("action", "one that waits for approval", action) from None
+
+    return word
+
+
+def settle(action: str, state: str, by: str, why: str) -> Word:
+    """Say how an action ended that nothing here can tell of: a person has looked at the machine."""
+
+    def word(desk: RepairDesk, now_ns: int) -> dict[str, Any]:
+        if state not in {"done", "failed"}:
+            raise UnheardError("what", "done or failed", state)
+        if not why.strip():
+            raise UnheardError("why", "what was seen on the machine", "nothing")
+        as_seen: Literal["done", "failed"] = "done" if state == "done" else "failed"
+        try:
+            return {"id": action, "state": desk.hands.settle(action, as_seen, by, _text(why), now_ns).state}
+        except KeyError:
+            raise UnheardError("action", "one that stays ambiguous", action) from None
 
     return word
 

@@ -35,7 +35,7 @@ _LINKS: Final = "\n".join(
     ["gpuvigil collector", "", "/api/v1/health", "/api/v1/nodes", "/api/v1/gpus", "/api/v1/jobs",
      "/api/v1/incidents", "/api/v1/incidents/ID", "/api/v1/goodput", "/api/v1/goodput/JOB", "/api/v1/saves",
      "/api/v1/saves/ID", "/api/v1/remediation", "/api/v1/cases", "/api/v1/actions", "/api/v1/actions/ID",
-     "/api/v1/alerting", "/api/v1/ledger", "/metrics", "/healthz", ""]
+     "/api/v1/alerting", "/api/v1/audit", "/api/v1/ledger", "/metrics", "/healthz", ""]
 )  # fmt: skip
 
 

@@ -28,7 +28,9 @@ _log = log.get("web")
 
 
 class Said(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The body of every write. seconds: how long it holds, where it holds for a time. what: of a drill."""
+    """The body of every write. seconds: how long it holds, where it holds for a time. what: of a drill,
+    or how a settled action ended.
+    """
 
     why: str = ""
     seconds: float = 3600.0
@@ -49,6 +51,9 @@ _WRITES: Final[dict[str, _Write]] = {
     "/api/v1/breaker/close": _Write("admin", lambda _, said, by: words.close_breaker(by, said.why)),
     "/api/v1/actions/{id}/approve": _Write("operator", lambda it, _, by: words.approve(it, by)),
     "/api/v1/actions/{id}/reject": _Write("operator", lambda it, said, by: words.reject(it, by, said.why)),
+    "/api/v1/actions/{id}/settle": _Write(
+        "admin", lambda it, said, by: words.settle(it, said.what, by, said.why)
+    ),
     "/api/v1/nodes/{id}/maintenance": _Write(
         "operator", lambda it, said, by: words.maintain(it, said.seconds, by, said.why)
     ),
