@@ -142,11 +142,11 @@ class RepairDesk:
         nodes = self.hands.scenery.state.nodes
         return nodes[node].partition if nodes is not None and node in nodes else ""
 
-    def _jobs_on(self, node: str) -> tuple[str, ...]:
-        """Jobs that run on a node, as far as anyone says."""
+    def _jobs_on(self, node: str) -> tuple[str, ...] | None:
+        """Jobs that run on a node, as far as anyone says; None while nobody can be asked."""
         state = self.hands.scenery.state
         if state.nodes is None or state.jobs is None or node not in state.nodes:
-            return ()
+            return None
         return tuple(job for job in state.nodes[node].jobs if job not in state.jobs or state.jobs[job].nodes)
 
     def _troubled(self, case: Case) -> str:
