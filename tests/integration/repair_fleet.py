@@ -159,10 +159,13 @@ class RepairFleet:
         script = SCRIPT.format(
             path=path, folder=self.folder, python=sys.executable, interval=INTERVAL, step_s=STEP_S
         )
-        return self.slurm.submit(script, "--gres=gpu:8", f"--output={self.folder}/job-%j.out", "--open-mode=append")
+        return self.slurm.submit(
+            script, "--gres=gpu:8", f"--output={self.folder}/job-%j.out", "--open-mode=append"
+        )
 
     def connected(self) -> None:
         """Wait for all four agents."""
+
         def all_there() -> bool:
             return sum(row["state"] == "up" for row in self.get("nodes")["items"]) == len(self.slurm.nodes)
 
@@ -265,6 +268,7 @@ class Times:
 
 def watch(fleet: RepairFleet, within_s: float = 240) -> Times:
     """Follow one repair to its end. Raises AssertionError with what the collector said last."""
+
     def wait(ask: Callable[[], Any], what: str) -> Any:
         try:
             return stack.wait_for(ask, within_s, what)

@@ -155,6 +155,7 @@ class Walk:
         if step.do == "validate":
             wait_s = self._hands.clean_wait_s(case)
             case.clean_until_ns = scene.now_ns + int(wait_s * _SECOND_NS)
+            case.proven_ns = case.asked_ns
             case.action, case.waits = "", f"clean for {wait_s:g} s"
             return False
         case.next_step(scene.now_ns)
