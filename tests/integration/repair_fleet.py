@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from gpuvigil import monitor
 from gpuvigil.saver import Saver
 
 folder, interval, step_s, node = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-state = {"step": -1, "sum": 0}
+state, restarts = {"step": -1, "sum": 0}, os.environ.get("SLURM_RESTART_COUNT", "0")
 saver = Saver(folder / "checkpoints",
               save=lambda to: (to / "state.json").write_text(json.dumps(state)), every=2, interval=interval)
 first = saver.resume(load=lambda at: state.update(json.loads((at / "state.json").read_text())))
@@ -53,7 +53,7 @@ for step in range(first, 10**9):
         time.sleep(step_s)
     assert step == state["step"] + 1, f"step {step} after {state}"
     state.update(step=step, sum=state["sum"] + step)
-    steps.write(f"{time.time_ns()} {node} {os.environ.get('SLURM_RESTART_COUNT', '0')} {step} {state['sum']}\\n")
+    steps.write(f"{time.time_ns()} {node} {restarts} {step} {state['sum']}\\n")
     outcome = saver.step(step)
     if outcome is not None:
         with (folder / "saves").open("a") as saves:
@@ -83,7 +83,7 @@ class RepairFleet:
     slurm: SlurmLab
     folder: Path
     clean_wait_s: int = 15
-    fault_at_s: float = 60
+    fault_at_s: float = 50
     fault_s: float = 15
     restore_grace_s: int = 120
     more: str = ""
@@ -102,7 +102,8 @@ class RepairFleet:
         (self.folder / "collector.toml").write_text(
             f'state_directory = "{self.folder}/collector"\n'
             f'[ingest]\naddress = "127.0.0.1:{self.grpc}"\n[web]\naddress = "127.0.0.1:{self.web}"\n'
-            f'[incidents]\nclear_after = "15s"\nrestore_grace = "{self.restore_grace_s}s"\n[slurm]\ninterval = "1s"\ndeadline = "15s"\n'
+            f'[incidents]\nclear_after = "15s"\nrestore_grace = "{self.restore_grace_s}s"\n'
+            f'[slurm]\ninterval = "1s"\ndeadline = "15s"\n'
             f'[remediation]\nmode = "act"\nscheduler = "slurm"\n'
             f'clean_wait = "{self.clean_wait_s}s"\n{self.more}\n'
             f'[[actuators.command]]\nname = "power"\nkinds = ["reboot"]\n'
@@ -128,7 +129,7 @@ class RepairFleet:
             self.start_agent(node)
         self.connected()
         self.job = self.submit()
-        placed = stack.wait_for(lambda: self.where(), 30, "the job's start")
+        placed = stack.wait_for(self.where, 30, "the job's start")
         assert placed == "gn1", f"Slurm began with {placed}"
         stack.wait_for(lambda: self.job in self.jobs(), 40, f"the job's ranks: {self.log('agent-gn1')}")
         stack.wait_for(lambda: self.get("remediation")["lease"], lease_s, "the lease")
@@ -251,56 +252,3 @@ def repair_fleet(slurm: SlurmLab, folder: Path, **more: Any) -> Iterator[RepairF
         yield fleet
     finally:
         fleet.stop()
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds from the fault to the end of each stage, seen from outside, and the steps made twice."""
-
-    incident: float
-    checkpoint: float
-    held: float
-    elsewhere: float
-    passed: float
-    returned: float
-    redone: int
-
-
-def watch(fleet: RepairFleet, within_s: float = 240) -> Times:
-    """Follow one repair to its end. Raises AssertionError with what the collector said last."""
-
-    def wait(ask: Callable[[], Any], what: str) -> Any:
-        try:
-            return stack.wait_for(ask, within_s, what)
-        except AssertionError as late:
-            raise AssertionError(f"{late}\n{told(fleet)}") from None
-
-    def now_s() -> float:
-        return (time.time_ns() - fleet.fault_ns) / 1e9
-
-    wait(lambda: any(row["class"] == "gpu_lost" for row in fleet.get("incidents")["items"]), "the incident")
-    incident = now_s()
-    asked = wait(lambda: [row for row in fleet.saves() if row[3] != "-"], "a checkpoint that was asked for")
-    checkpoint = (asked[0][0] - fleet.fault_ns) / 1e9
-    assert asked[0][1] == "saved", asked
-    wait(lambda: fleet.node_says("gn1")[1].startswith("gpuvigil: "), "our drain")
-    held = now_s()
-    wait(lambda: any(step.node != "gn1" for step in fleet.steps()), "steps elsewhere")
-    before = [step for step in fleet.steps() if step.restarts == 0]
-    after = [step for step in fleet.steps() if step.restarts > 0]
-    elsewhere = (after[0].at_ns - fleet.fault_ns) / 1e9
-    wait(lambda: any(a["kind"] == "validate" and a["state"] == "done" for a in fleet.actions()), "validation")
-    passed = now_s()
-    wait(lambda: fleet.cases() and fleet.cases()[0]["outcome"], "the case's end")
-    return Times(
-        incident=incident, checkpoint=checkpoint, held=held, elsewhere=elsewhere, passed=passed,
-        returned=now_s(), redone=before[-1].step - after[0].step + 1,
-    )  # fmt: skip
-
-
-def told(fleet: RepairFleet) -> str:
-    """All that helps to understand a run that went wrong."""
-    parts = [f"slurm: {fleet.slurm.run('sinfo', '-N', '-o', '%N %T %E')}\n{fleet.slurm.run('squeue')}"]
-    with contextlib.suppress(OSError):
-        parts += [json.dumps(fleet.get(path), indent=1)[-6000:] for path in ("cases", "actions")]
-    return "\n".join([*parts, fleet.log("collector")])

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from integration import stack
-from integration.repair_fleet import INTERVAL, RepairFleet, repair_fleet, told, watch
+from integration.repair_fleet import INTERVAL, RepairFleet, repair_fleet
+from integration.repair_watch import told, watch
 from integration.slurm_lab import SlurmLab
 
 pytestmark = [pytest.mark.needs_slurm, pytest.mark.slow, pytest.mark.timeout(400)]
