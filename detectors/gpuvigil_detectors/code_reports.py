@@ -62,6 +62,7 @@ class CodeReports:
         self._known: dict[_Key, Report] = {}
         self._order: dict[str, dict[_Key, None]] = {}  # of each node, the quietest first; may name the gone
         self._applications: dict[str, dict[str, deque[int]]] = {}  # node -> GPU -> its bursts
+        self._proven: dict[str, int] = {}  # node -> when the test began that it passed last
         self.dropped = 0
 
     def row(self, code: int) -> CodeRow:
@@ -130,6 +131,16 @@ class CodeReports:
         for key in gone:
             del self._known[key]
 
+    def prove(self, node: str, since_ns: int) -> None:
+        """The node passed a test under load that began then: what was reported before is over, sticky or not.
+
+        Sticky is what a reset or boot alone does not disprove. Repeats count on.
+        """
+        self._proven[node] = max(since_ns, self._proven.get(node, 0))
+
+    def _is_over(self, report: Report) -> bool:
+        return not report.synthetic and report.last_ns <= self._proven.get(report.node, 0)
+
     def findings(self, now_ns: int) -> list[Finding]:
         """Return every report that still holds, and hardware patterns; forget what can matter no more."""
         found, forgotten = [], []
@@ -137,7 +148,7 @@ class CodeReports:
             age_ns = now_ns - report.last_ns
             if age_ns > max(self._sticky_ns(report), int(self._table.default.repeat_window_s * _SECOND)):
                 forgotten.append(key)
-            elif age_ns <= self._sticky_ns(report):
+            elif age_ns <= self._sticky_ns(report) and not self._is_over(report):
                 found.append(self._finding(report, now_ns))
             if report.row.pattern and age_ns <= self._table.default.repeat_window_s * _SECOND:
                 found += self._pattern(report, now_ns)
@@ -164,7 +175,7 @@ class CodeReports:
                 report.units.pop(next(iter(report.units)))
             _burst(report.units.setdefault(unit, deque(maxlen=_REMEMBERED)), time_ns, default.burst_s)
         _burst(report.bursts, time_ns, default.burst_s)
-        if time_ns - report.last_ns > self._sticky_ns(report):
+        if time_ns - report.last_ns > self._sticky_ns(report) or self._is_over(report):
             report.first_ns = time_ns  # it had lapsed: this is a new occurrence
         report.origins.add(event.origin)
         report.word = event.fields.get("severity", report.word)

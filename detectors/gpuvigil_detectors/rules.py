@@ -102,6 +102,9 @@ class Rules:
             entity = f"{event.node}/{event.entity}"
             self._xids.clear(entity, min(event.time_ns, now_ns), drill=event.synthetic)
             self._recovery.clear(entity, drill=event.synthetic)
+        elif event.kind == "proven":
+            self._xids.prove(event.node, min(event.time_ns, now_ns))
+            self._sxids.prove(event.node, min(event.time_ns, now_ns))
         elif event.kind == "kernel":
             self._take_line(event, now_ns)
 

@@ -128,6 +128,7 @@ class World:
         self.now_ns = START
         self.mode: Any = "act"
         self.denies = ""
+        self.blind = False
         self.open: dict[str, Incident] = {}
         self.jobs: dict[str, JobState] = {"j1": JobState(job="j1", nodes=("n1", "n2"), gpus=16)}
         kept = Kept(self.records)
@@ -161,6 +162,8 @@ class World:
             running = {job for job, state in self.jobs.items() if state.nodes}
             nodes = {name: NodeState(node=name, gpus=8, jobs=tuple(sorted(running))) for name in ("n1", "n2")}
             state = FleetState(mode=self.mode, nodes=nodes, jobs=self.jobs)
+            if self.blind:
+                state = FleetState(mode=self.mode)
             self.desk.tick(Scenery(now_ns=self.now_ns, open=self.open, state=state))
 
     @property

@@ -242,3 +242,41 @@ def test_what_nothing_here_can_do_goes_to_a_person() -> None:
     world.tick(20)
     assert world.case.outcome == "handed_over"
     assert "nothing is configured here that can hold" in world.case.trail[-1].what
+
+
+def test_while_nobody_knows_what_runs_no_step_for_a_job_is_left_out() -> None:
+    world = World()
+    world.fault("gpu_lost")
+    world.blind = True
+    world.tick(30)
+    assert (world.kinds, world.saves.asked) == ([], [])
+    assert world.case.waits == "what runs on n1 is not known"
+    world.blind = False
+    world.tick(8)
+    assert world.saves.asked == ["j1"]
+    assert world.kinds == ["hold", "move_job", "reboot", "validate"]
+
+
+def test_the_record_of_a_checkpoint_ends_with_the_jobs_answer() -> None:
+    for word, state in ((Word("done", "step 40"), "done"), (Word("failed", "no space"), "failed")):
+        world = World()
+        world.saves.word = word
+        world.fault("gpu_lost")
+        world.tick(8)
+        [action] = [one for one in world.records.kept.values() if one.proposal.kind == "checkpoint"]
+        assert (action.state, action.outcome) == (state, word.why)
+
+
+def test_rules_hear_once_of_a_test_that_passed_and_again_after_a_restart() -> None:
+    world = World()
+    world.fault("gpu_lost")
+    began_ns = world.now_ns
+    world.tick(8)
+    assert world.kinds[-1] == "validate"
+    [event] = world.desk.take_drills()
+    assert (event.node, event.kind, event.synthetic) == ("n1", "proven", False)
+    assert began_ns < event.time_ns <= world.now_ns
+    world.tick(8)
+    assert world.desk.take_drills() == ()
+    again = World(world.records)
+    assert [one.time_ns for one in again.desk.take_drills()] == [event.time_ns]

@@ -265,3 +265,16 @@ def test_the_number_154_alone_asks_for_nothing():
     fleet.event("n1", "xid", "gpu:GPU-n1-0", code=154, origin="driver")
     found = {finding.rule: finding for finding in rules.tick(fleet.advance())}
     assert "recovery_action" not in found and "the driver asks for" not in found["xid_79"].sentence
+
+
+def test_a_test_that_the_node_passed_ends_what_is_sticky_there_and_nothing_that_comes_later():
+    _, fleet, rules = tick_xid(79)
+    fleet.node("n2", gpus=1)
+    fleet.event("n2", "xid", "gpu:GPU-n2-0", code=79)
+    rules.tick(fleet.advance())
+    fleet.event("n1", "proven", "node")
+    assert {finding.entity for finding in rules.tick(fleet.advance())} == {"n2/gpu:GPU-n2-0"}
+    fleet.event("n1", "xid", "gpu:GPU-n1-0", code=79)
+    found = rules.tick(fleet.advance())
+    assert {finding.entity for finding in found} == {"n1/gpu:GPU-n1-0", "n2/gpu:GPU-n2-0"}
+    assert all(finding.start_ns > fleet.now_ns - 10 * SECOND for finding in found if "n1" in finding.entity)

@@ -38,6 +38,10 @@ class RepairDesk:
         self._asked: deque[tuple[Callable[[RepairDesk, int], Any], Future[Any]]] = deque()
         self._lock = threading.Lock()
         self.drills: list[FactEvent] = []
+        self._proven: set[str] = set()
+        self._tell_proven(
+            list(self.kept.cases.values())
+        )  # rules forget with a restart, reports are read anew
 
     def ask(self, what: Callable[[RepairDesk, int], Any]) -> Future[Any]:
         """Have `what` called with the desk and the time at the next tick; the future gets what it returns."""
@@ -68,6 +72,7 @@ class RepairDesk:
             self._walk.advance(case, scene)
             if case.ended:
                 self._closed(case, now_ns)
+        self._tell_proven(self.running)
         self._forget(now_ns)
         self.kept.save()
 
@@ -87,7 +92,7 @@ class RepairDesk:
         )
 
     def take_drills(self) -> tuple[FactEvent, ...]:
-        """Return the synthetic events that operators asked for since the last call."""
+        """Return what rules must hear since the last call: operators' drills, and nodes that passed a test."""
         drills, self.drills = tuple(self.drills), []
         return drills
 
@@ -142,11 +147,11 @@ class RepairDesk:
         nodes = self.hands.scenery.state.nodes
         return nodes[node].partition if nodes is not None and node in nodes else ""
 
-    def _jobs_on(self, node: str) -> tuple[str, ...]:
-        """Jobs that run on a node, as far as anyone says."""
+    def _jobs_on(self, node: str) -> tuple[str, ...] | None:
+        """Jobs that run on a node, as far as anyone says; None while nobody can be asked."""
         state = self.hands.scenery.state
         if state.nodes is None or state.jobs is None or node not in state.nodes:
-            return ()
+            return None
         return tuple(job for job in state.nodes[node].jobs if job not in state.jobs or state.jobs[job].nodes)
 
     def _troubled(self, case: Case) -> str:
@@ -159,6 +164,18 @@ class RepairDesk:
                     return f"{incident.fault_class} on {incident.target} [{incident.id}]"
         return ""
 
+    def _tell_proven(self, cases: list[Case]) -> None:
+        """Tell rules once of each test that passed: what was reported before it is over, however sticky."""
+        for case in cases:
+            if case.proven_ns and case.id not in self._proven and not case.synthetic:
+                self._proven.add(case.id)
+                self.drills.append(
+                    FactEvent(
+                        node=case.node, time_ns=case.proven_ns, kind="proven", origin="agent",
+                        entity=names.NODE, text=f"passed its test, case {case.id}",
+                    )
+                )  # fmt: skip
+
     def _forget(self, now_ns: int) -> None:
         """Drop cases that ended long ago, and the oldest of them beyond the bound; one that holds stays."""
         ended = [case for case in self.kept.cases.values() if case.ended and not case.held]
@@ -166,3 +183,4 @@ class RepairDesk:
         for place, case in enumerate(sorted(ended, key=lambda case: case.ended_ns)):
             if place < many or now_ns - case.ended_ns > _KEPT_NS:
                 self.kept.drop(case.id)
+                self._proven.discard(case.id)

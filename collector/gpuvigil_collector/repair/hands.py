@@ -85,7 +85,7 @@ class SafeHands:
     def save(self, case: Case, step: Step, job: str) -> Word:
         """Ask a job for a checkpoint, once that is allowed; then say how it goes."""
         if case.action:
-            return self.saves.stands(job, case.incident)
+            return self._saved(case, self.saves.stands(job, case.incident))
         if self._too_soon(case):
             return Word("waits", case.waits)
         verdict, proposal = self._judged(case, step, job)
@@ -102,6 +102,14 @@ class SafeHands:
         self._decided(proposal, "issued", verdict)
         self.saves.begin(job, case.incident)
         return Word("waits", f"{job} was asked for a checkpoint")
+
+    def _saved(self, case: Case, word: Word) -> Word:
+        """End the record of a request with the job's answer: nobody else does."""
+        action = self.actions.get(case.action)
+        if action is not None and word.progress in {"done", "failed"}:
+            state: ActionState = "done" if word.progress == "done" else "failed"
+            self._keep(replace(action, state=state, outcome=word.why, changed_ns=self.scenery.now_ns))
+        return word
 
     def effect(self, case: Case, step: Step, job: str) -> Word:
         """Have an effect, or say how it stands."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
 from gpuvigil_collector.repair.walk import Word
-from gpuvigil_collector.saves.desk import RefusedError, SaveDesk
+from gpuvigil_collector.saves.desk import RefusedError, SaveDesk, StrangerError
 from gpuvigil_collector.saves.request import SaveRequest
 
 _KEPT_MAX: Final = 2000
+_RETURN_S: Final = 60.0
+"""So long after its start the collector may not have heard yet of every job that can save."""
 
 
 class Saving:
-    """hands.Saves over the collector's save desk. One thread calls all methods."""
+    """hands.Saves over the collector's save desk. One thread calls all methods. steady_s: never jumps."""
 
-    def __init__(self, desk: SaveDesk) -> None:
-        self._desk = desk
+    def __init__(self, desk: SaveDesk, steady_s: Callable[[], float] = time.monotonic) -> None:
+        self._desk, self._steady_s, self._began_s = desk, steady_s, steady_s()
         self._asked: dict[tuple[str, str], Future[SaveRequest]] = {}
 
     def begin(self, job: str, by: str) -> None:
@@ -26,15 +30,20 @@ class Saving:
             del self._asked[next(iter(self._asked))]
 
     def stands(self, job: str, by: str) -> Word:
-        """Say how it goes; a request that an earlier run of the collector made is not known any more."""
+        """Say how it goes. What an earlier run of the collector asked for is asked for anew: a save harms nobody.
+
+        A job of which nothing is known yet right after the start is no job that cannot save.
+        """
         future = self._asked.get((job, by))
         if future is None:
-            return Word(
-                "failed", "the collector was restarted meanwhile: what became of the request is not known"
-            )
+            self.begin(job, by)
+            return Word("waits", f"{job} is asked anew: the collector was restarted meanwhile")
         if not future.done():
             return Word("waits", f"{job} is asked for a checkpoint")
         error = future.exception()
+        if isinstance(error, StrangerError) and self._steady_s() - self._began_s < _RETURN_S:
+            del self._asked[job, by]
+            return Word("waits", f"{job} is not known yet: the collector has just started")
         if isinstance(error, RefusedError):
             return Word("failed", str(error))
         request = future.result()

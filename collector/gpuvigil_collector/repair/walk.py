@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from gpuvigil_collector.action import HARMLESS, Kind
+from gpuvigil_collector.action import HARMLESS, ON_JOB, Kind
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.policy import ANSWERS, Policy, Step
 from gpuvigil_collector.repair.case import Case
@@ -54,13 +54,13 @@ class Hands(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What holds now. jobs: of a node. movable: of these, what can be started elsewhere. troubled: what else
+    """What holds now. jobs: of a node; None: not known. movable: of these, what can be started elsewhere. troubled: what else
     is wrong with a case's node, "" for nothing.
     """
 
     now_ns: int
     open: Mapping[str, Incident]
-    jobs: Callable[[str], tuple[str, ...]]
+    jobs: Callable[[str], tuple[str, ...] | None]
     movable: Callable[[str], bool]
     troubled: Callable[[Case], str]
 
@@ -96,7 +96,11 @@ class Walk:
         if scene.now_ns - case.step_began_ns > step.within * _SECOND_NS and not proven:
             late = case.waits or "no answer"
             return self._failed(case, step, f"not done within {step.within:g} s: {late}", scene.now_ns)
-        running = [job for job in scene.jobs(case.node) if job not in case.moved]
+        there = scene.jobs(case.node)
+        if there is None and not case.action and (step.when != "always" or step.do in ON_JOB):
+            case.waits = f"what runs on {case.node} is not known"
+            return False
+        running = [job for job in there or () if job not in case.moved]
         if step.when == "job" and not running and not case.action:
             case.next_step(scene.now_ns)
             return True
@@ -151,6 +155,7 @@ class Walk:
         if step.do == "validate":
             wait_s = self._hands.clean_wait_s(case)
             case.clean_until_ns = scene.now_ns + int(wait_s * _SECOND_NS)
+            case.proven_ns = case.asked_ns
             case.action, case.waits = "", f"clean for {wait_s:g} s"
             return False
         case.next_step(scene.now_ns)

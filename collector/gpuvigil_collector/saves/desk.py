@@ -36,6 +36,10 @@ class RefusedError(Exception):
     """A checkpoint that is not asked for; the text says why."""
 
 
+class StrangerError(RefusedError):
+    """No rank of the job has registered, as far as this run of the collector knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What somebody wants; answered at the next tick."""
@@ -110,7 +114,7 @@ class SaveDesk:
     def _begin(self, one: _Asked, job: Job | None, now_ns: int, hung: Callable[[str], bool]) -> SaveRequest:
         """Send a new request to the job's nodes. Raises RefusedError."""
         if job is None:
-            raise RefusedError(f"job {one.job}: nothing is known of it")
+            raise StrangerError(f"job {one.job}: nothing is known of it")
         if self._settings.requests == "off":
             raise RefusedError("requests to jobs are off (saves.requests)")
         if one.kind == "save":
