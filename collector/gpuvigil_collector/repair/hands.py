@@ -85,6 +85,9 @@ class SafeHands:
     def save(self, case: Case, step: Step, job: str) -> Word:
         """Ask a job for a checkpoint, once that is allowed; then say how it goes."""
         if case.action:
+            asked = self.actions.get(case.action)
+            if asked is not None and asked.state in {"awaiting", "rejected", "expired"}:
+                return self._stands(case, step, asked)
             return self.saves.stands(job, case.incident)
         if self._too_soon(case):
             return Word("waits", case.waits)
@@ -94,14 +97,22 @@ class SafeHands:
         if verdict.effect == "none":
             self._decided(proposal, "would", verdict)
             return Word("would", f"would ask {job} for a checkpoint")
-        # recommend: a save takes nothing from anyone, and its owner has opted in; but nobody asked for it
-        if verdict.effect == "recommend":
-            self._decided(proposal, "would", verdict)
-            return Word("failed", f"{job} is not asked: the mode is recommend")
         case.action = proposal.id
-        self._decided(proposal, "issued", verdict)
-        self.saves.begin(job, case.incident)
+        if verdict.effect == "recommend" or verdict.needs_approval:
+            self._decided(proposal, "awaiting", verdict)
+            return Word("waits", f"a person's approval of {proposal.id}")
+        self._ask_for_save(proposal, verdict)
         return Word("waits", f"{job} was asked for a checkpoint")
+
+    def _ask_for_save(self, proposal: Proposal, verdict: Verdict) -> Action:
+        """Checkpoints are no actuator's: the save desk asks the job's ranks."""
+        self.saves.begin(proposal.job, proposal.incident)
+        return self._decided(proposal, "issued", verdict)
+
+    def awaits(self, case: Case) -> bool:
+        """Whether a case waits for a person, which has an end of its own."""
+        action = self.actions.get(case.action)
+        return action is not None and action.state == "awaiting"
 
     def effect(self, case: Case, step: Step, job: str) -> Word:
         """Have an effect, or say how it stands."""
@@ -146,7 +157,8 @@ class SafeHands:
             detail = next((gate.detail for gate in verdict.gates if gate.name == verdict.gate), "observe")
             raise PermissionError(f"{verdict.gate or 'mode'}: {detail}")
         self.note([operator_note(now_ns, by, "approve", action_id, proposal.incident)])
-        return self._submit(proposal, verdict)
+        case.step_began_ns = now_ns  # the step's own time begins now
+        return (self._ask_for_save if proposal.kind == "checkpoint" else self._submit)(proposal, verdict)
 
     def reject(self, action_id: str, by: str, why: str, now_ns: int) -> Action:
         """Take an action that waits off the table. Raises KeyError for one that does not wait."""

@@ -39,6 +39,10 @@ class Hands(Protocol):
         """Ask one job for a checkpoint, or say how that stands. failed: it can give none."""
         ...
 
+    def awaits(self, case: Case) -> bool:
+        """Whether the case waits for a person's approval: that has an end of its own."""
+        ...
+
     def harmless(self, case: Case, kind: Kind) -> None:
         """Tell people, or keep evidence."""
         ...
@@ -93,9 +97,10 @@ class Walk:
             case.end("cleared", scene.now_ns)
             return False
         proven = bool(case.clean_until_ns) and case.incident not in scene.open
-        if scene.now_ns - case.step_began_ns > step.within * _SECOND_NS and not proven:
-            late = case.waits or "no answer"
-            return self._failed(case, step, f"not done within {step.within:g} s: {late}", scene.now_ns)
+        late = scene.now_ns - case.step_began_ns > step.within * _SECOND_NS
+        if late and not proven and not self._hands.awaits(case):
+            why = case.waits or "no answer"
+            return self._failed(case, step, f"not done within {step.within:g} s: {why}", scene.now_ns)
         running = [job for job in scene.jobs(case.node) if job not in case.moved]
         if step.when == "job" and not running and not case.action:
             case.next_step(scene.now_ns)
@@ -183,9 +188,8 @@ class Walk:
             if word.progress == "would":
                 case.note(scene.now_ns, step.do, word.why)
                 case.jobs[job] = "impossible"
-            elif word.progress == "waits":
-                case.waits = word.why
-                return False
+            elif word.progress in {"waits", "rejected"}:
+                return self._take(case, step, word, scene)
             else:
                 case.jobs[job] = "saved" if word.progress == "done" else "impossible"
                 case.note(scene.now_ns, step.do, f"{job}: {'saved' if word.progress == 'done' else word.why}")
