@@ -34,6 +34,8 @@ def _systemd() -> str | None:
 
 def _slurm() -> str | None:
     return _root() or _tools("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "openssl", "setpriv")()
+
+
 def _kube() -> str | None:
     cache = Path(os.environ.get("GPUVIGIL_KUBE_CACHE", Path.home() / ".cache/gpuvigil/kubernetes"))
     absent = [

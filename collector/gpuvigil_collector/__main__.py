@@ -93,7 +93,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
         view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries,
         registry=registry_of(fleet, AlertingCollector(alerting)), alive=alive, faults=faults,
         ask=pipeline.desk.ask, say=pipeline.repair.desk.ask, roles=roles.load(config.web.tokens, state),
-        more=alerting_routes(alerting),
+        start=plant.starts, more=alerting_routes(alerting),
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)
