@@ -30,7 +30,7 @@ from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
-from gpuvigil_collector.web import roles
+from gpuvigil_collector.web import operator, roles
 from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.server import bind, make_server
@@ -129,7 +129,7 @@ class Rig:
             view=View(started_ns=self.fleet.now_ns, now_ns=self.fleet.now_ns),
         )  # fmt: skip
         self.alerting = Alerting(AlertingConfig(), directory, lambda: self.pipeline.view, grace_s=0)
-        self.alive, self.faults = True, []
+        self.alive, self.faults, self.start = True, [], operator.no_start
         self.roles = roles.load("", directory)
         self.token = (directory / roles.ADMIN_FILE).read_text().strip()
 
@@ -155,7 +155,7 @@ class Rig:
             view=lambda: self.pipeline.view, ledger=self.store.ledger, journal=self.journal.entries,
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
             ask=self.pipeline.desk.ask, say=self.repair.desk.ask, roles=self.roles,
-            more=alerting_routes(self.alerting),
+            start=lambda *given: self.start(*given), more=alerting_routes(self.alerting),
         )  # fmt: skip
         web = Web(address="127.0.0.1:0", tls=Tls(**tls))
         listener, server = bind(web), make_server(make_app(sources), web)

@@ -47,6 +47,7 @@ class RepairAct:
     outcome: str = ""
     _client: Client | None = None
     _started: bool = False
+    _waits: str = ""
     _saved_step: int = -1
     _approved: set[str] = field(default_factory=set)
 
@@ -117,7 +118,7 @@ class RepairAct:
         self._approve(self._client, case)
         self._follow(case)
         self._resume(self._client)
-        self.outcome = str(case.get("outcome") or "")
+        self.outcome, self._waits = str(case.get("outcome") or ""), str(case.get("waits") or "nothing")
 
     def as_json(self) -> Json:
         """The object of --json."""
@@ -133,7 +134,7 @@ class RepairAct:
     def stands(self) -> str:
         """Say how far it came."""
         last = self.stages[-1] if self.stages else None
-        return f"{self.outcome or 'under way'}; " + (f"last {last.name}: {last.what}" if last else "not found")
+        return f"{self.outcome or f'waits for {self._waits}'}; " + (f"last {last.name}: {last.what}" if last else "not found")
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, time after the onset and words of each stage, for the table at the end."""

@@ -40,8 +40,8 @@ def with_torch() -> bool:
 def onset_s(*, training: bool) -> float:
     """When the GPU is lost, s after the start: the job must have made steps by then."""
     if not with_torch():
-        return _LEASE_S + 12
-    return _LEASE_S + (25 if training else 19)
+        return _LEASE_S + 14
+    return _LEASE_S + (40 if training else 34)
 
 
 def collector_tables(layout: Layout) -> dict[str, dict[str, object]]:

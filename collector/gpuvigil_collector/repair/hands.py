@@ -162,8 +162,7 @@ class SafeHands:
 
     def reject(self, action_id: str, by: str, why: str, now_ns: int) -> Action:
         """Take an action that waits off the table. Raises KeyError for one that does not wait."""
-        action = self.actions[action_id]
-        if action.state != "awaiting":
+        if (action := self.actions[action_id]).state != "awaiting":
             raise KeyError(action_id)
         said = f"rejected by {by}: {why}"
         self.note([operator_note(now_ns, by, "reject", f"{action_id}: {why}", action.proposal.incident)])
@@ -199,6 +198,8 @@ class SafeHands:
         if action.state == "done":
             if step.do == "hold" and not case.held and self.kept.marks is not None:
                 self.kept.marks.treat(case.node, now_ns)
+            if step.do == "validate":
+                case.test_began_ns = action.decided_ns
             return Word("done", action.outcome)
         if action.state in {"failed", "denied", "expired"}:
             return Word("failed", action.outcome)
@@ -219,13 +220,12 @@ class SafeHands:
 
     def _judged(self, case: Case, step: Step, job: str) -> tuple[Verdict, Proposal]:
         """Ask the kernel; a denial is told when its gate changes, not each time."""
-        now_ns = self.scenery.now_ns
-        state = self._state_for(case)
+        now_ns, state = self.scenery.now_ns, self._state_for(case)
         proposal = self._proposal(case, step, job, state)
         verdict = self.judge(state, proposal, now_ns)
         case.asked_ns = now_ns
-        if verdict.trips_breaker and self.kept.marks is not None and not self.kept.marks.breaker_ns:
-            self.kept.marks.breaker_ns = now_ns
+        if verdict.trips_breaker and (marks := self.kept.marks) is not None and not marks.breaker_ns:
+            marks.breaker_ns = now_ns
             self.tell(now_ns, "breaker_tripped", _reason(verdict), case.incident)
         if not verdict.allowed:
             case.waits = f"{verdict.gate}: {_reason(verdict)}"

@@ -16,6 +16,7 @@ from gpuvigil_collector.repair.case import Case
 
 ATTEMPTS_MAX: Final = 3
 _SECOND_NS: Final = 1_000_000_000
+_CODES: Final = ("xid_", "sxid_")
 
 Progress = Literal["waits", "done", "failed", "would", "rejected", "lost"]
 
@@ -96,7 +97,7 @@ class Walk:
             case.note(scene.now_ns, step.do, "the fault has gone")
             case.end("cleared", scene.now_ns)
             return False
-        proven = bool(case.clean_until_ns) and case.incident not in scene.open
+        proven = bool(case.clean_until_ns) and not _told_anew(case, scene)
         late = scene.now_ns - case.step_began_ns > step.within * _SECOND_NS
         if late and not proven and not self._hands.awaits(case):
             why = case.waits or "no answer"
@@ -156,6 +157,7 @@ class Walk:
         if step.do == "validate":
             wait_s = self._hands.clean_wait_s(case)
             case.clean_until_ns = scene.now_ns + int(wait_s * _SECOND_NS)
+            case.test_passed_ns = scene.now_ns
             case.action, case.waits = "", f"clean for {wait_s:g} s"
             return False
         case.next_step(scene.now_ns)
@@ -166,7 +168,7 @@ class Walk:
         trouble = scene.troubled(case)
         if trouble:
             return self._failed(case, step, f"not clean: {trouble}", scene.now_ns)
-        if case.incident in scene.open:
+        if _told_anew(case, scene):
             wait_s = self._hands.clean_wait_s(case)
             case.clean_until_ns = scene.now_ns + int(wait_s * _SECOND_NS)
             case.waits = f"incident {case.incident} to resolve, then {wait_s:g} s clean"
@@ -253,3 +255,19 @@ class Walk:
     def _returned(self, case: Case) -> bool:
         steps = self._policy.playbook[case.playbook].steps
         return any(step.do == "release" for step in steps) and not case.held
+
+
+def _told_anew(case: Case, scene: Scene) -> bool:
+    """Whether a case's fault stands although its node has passed the test.
+
+    Some reports stay true for hours after their last word, Xid 79 for three: what was last said before the
+    test began is what the test has answered. Other facts end by themselves, at the latest in the test.
+    """
+    incident = scene.open.get(case.incident)
+    if incident is None:
+        return False
+    words = [finding for finding in incident.findings if finding.notify]
+    return not words or any(
+        word.end_ns > (case.test_began_ns if word.rule.startswith(_CODES) else case.test_passed_ns)
+        for word in words
+    )
