@@ -232,14 +232,18 @@ def demo(
     training: Annotated[
         bool, typer.Option("--training", help="And a real training job; needs torch.")
     ] = False,
+    repair: Annotated[
+        bool | None, typer.Option(help="And a job under an agent, repaired; default: without --scenario.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Try it out: a collector, this machine's agent and simulated nodes with faults, in under 3 minutes."""
     if training and not can_train():
         raise CliError("--training: expected torch to be installed: make demo-train, or pip install torch")
     options = Options(
-        nodes=nodes, gpus=gpus, seed=seed, scenario=scenario, keep=keep, as_json=as_json, training=training
-    )
+        nodes=nodes, gpus=gpus, seed=seed, scenario=scenario, keep=keep, as_json=as_json, training=training,
+        repair=scenario is None if repair is None else repair,
+    )  # fmt: skip
     raise typer.Exit(run_demo(options))
 
 

@@ -16,6 +16,7 @@ from gpuvigil_cli.text import clean
 DEFAULT_URL: Final = "http://127.0.0.1:9512"
 _TIMEOUT = httpx.Timeout(5.0, connect=2.0)
 _ASK_TIMEOUT_S: Final = 15.0  # a request is answered at the next tick
+_START_TIMEOUT_S: Final = 60.0  # agents are asked one after the other
 _ITEMS_MAX: Final = 100_000  # 10,000 nodes of 8 GPUs fit; a cursor that never ends does not
 _PAGE: Final = 1000
 _INCIDENT_ID = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
@@ -91,10 +92,14 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        self.close()
 
     def get(self, path: str, **query: str | int) -> Json:
         """Return one JSON object of the API, version 1."""
@@ -155,8 +160,16 @@ class Client:
 
     def say(self, path: str, **said: str | float) -> Json:
         """Say something to the collector. Raises CliError, status 1, with its reason where it refuses."""
+        return self._said(path, said, _ASK_TIMEOUT_S)
+
+    def start(self, job: str, node: str = "") -> Json:
+        """Have the agents start a job. Raises CliError, status 1, with the reason where it is refused."""
+        _check_job(job)
+        return self._said(f"/api/v1/jobs/{job}/start", {"node": node}, _START_TIMEOUT_S)
+
+    def _said(self, path: str, said: dict[str, str | float], timeout_s: float) -> Json:
         headers = {"X-Gpuvigil-Request": "1"}
-        response = self._send("POST", path, json=said, headers=headers, timeout=_ASK_TIMEOUT_S)
+        response = self._send("POST", path, json=said, headers=headers, timeout=timeout_s)
         return self._answered(path, response)
 
     def _answered(self, path: str, response: httpx.Response) -> Json:

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (
         actions, approve, reject, pause, resume, maint, drill, acknowledge, false_positive, silence,
-        close_breaker, settle,
+        close_breaker, settle, start,
     ):  # fmt: skip
         app.command(command.__name__.replace("_", "-"))(connected(command))
     app.command("return")(connected(give_back))
@@ -123,6 +123,19 @@ def maint(
         return
     said = client.say(path, why=why, seconds=_seconds(duration))
     _done(said, as_json, f"{node} is under maintenance for {duration}")
+
+
+def start(
+    client: Client,
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="A job of the collector's [actuators.supervised].")
+    ],
+    node: Annotated[str, typer.Option(help="Where; else the first node that can take it.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Have an agent start a job that runs nowhere. Refused while it runs, or the node is held or paused."""
+    said = client.start(job, _named(node) if node else "")
+    _done(said, as_json, f"{job} on {clean(said.get('outcome'), 300)}")
 
 
 def give_back(client: Client, node: Node, as_json: AsJson = False) -> None:

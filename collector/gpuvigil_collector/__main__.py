@@ -96,6 +96,7 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
         registry=registry_of(fleet, AlertingCollector(alerting)), alive=alive, faults=faults,
         ask=pipeline.desk.ask, say=pipeline.repair.desk.ask, roles=roles.load(config.web.tokens, state),
         more=(*alerting_routes(alerting), *Audit(journal, _anchor_file(config, state)).routes()),
+        start=plant.starts,
     )  # fmt: skip
     service = Service(ingest, make_server(make_app(sources), config.web), listener, reloader)
     brain = Brain(pipeline, config.tick, service.brain_ended)

@@ -18,13 +18,16 @@ from gpuvigil_collector.action import (
     Action,
     ActionState,
     Actuator,
+    Fence,
     FleetState,
     Kind,
     Proposal,
+    RefusedError,
     Verdict,
 )
 from gpuvigil_collector.action_store import ActionStore, Told
 from gpuvigil_collector.actuators import ACTUATORS, ToolFields, Tools
+from gpuvigil_collector.actuators.supervisor import SupervisorActuator
 from gpuvigil_collector.attempt import SETTLE, Attempt
 
 _QUEUE_MAX: Final = 64
@@ -135,6 +138,16 @@ class Executor:
             return replace(action, state="failed", outcome=f"not begun: {self._store.fault}")
         self._queue.put_nowait(action)
         return action
+
+    def begin_job(self, job: str, node: str, action: str, fence: Fence, avoid: frozenset[str]) -> str:
+        """Have the agents start a job that an operator asked for, in the caller's thread.
+
+        Raises RefusedError, AmbiguousError.
+        """
+        for actuator in self._actuators:
+            if isinstance(actuator, SupervisorActuator):
+                return actuator.begin(job, node, action, fence, avoid)
+        raise RefusedError("agents supervise no job here: [actuators.supervised] is empty")
 
     def results(self) -> list[Told]:
         """Return the transitions that nobody has taken yet, oldest first, also those before a crash."""

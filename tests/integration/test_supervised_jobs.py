@@ -13,7 +13,7 @@ import pytest
 from integration.ingest_host import until
 from integration.supervised import FENCE, Pair, action, marked, pair
 
-from gpuvigil_collector.action import Fence, RefusedError
+from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
 from gpuvigil_collector.actuators.supervisor import SupervisorActuator
 
 JOBS = {"train": ("n1", "n2")}
@@ -222,3 +222,30 @@ async def test_processes_whose_keeper_was_killed_are_found_and_ended(tmp_path: P
         assert not second.accepted, "never a second one beside what is left of the first"
         assert (await made.ask("n1", "supervise_stop", {"job": "train", "generation": "3"})).accepted
         assert marked("n1") == []
+
+
+async def test_an_operator_starts_a_job_that_runs_nowhere(tmp_path: Path) -> None:
+    async with pair(tmp_path) as made:
+        actuator = SupervisorActuator(made.call, JOBS)
+
+        async def begin(node: str, name: str, avoid: frozenset[str] = frozenset()) -> str:
+            return await asyncio.to_thread(actuator.begin, "train", node, name, FENCE, avoid)
+
+        with pytest.raises(RefusedError, match="may run on n1, n2, not on n9"):
+            await begin("n9", "start-0")
+        with pytest.raises(RefusedError, match="n1 is held, paused or under maintenance"):
+            await begin("n1", "start-0", frozenset({"n1"}))
+        assert (await begin("", "start-1", frozenset({"n1"}))).startswith("n2: train started")
+        await until(lambda: len(marked("n2")) >= 2, "the job on n2", 30)
+        with pytest.raises(RefusedError, match="train runs on n2 already"):
+            await begin("n1", "start-2")
+        stopped = await made.ask("n2", "supervise_stop", {"job": "train", "generation": "3"})
+        assert stopped.accepted, stopped
+        await asyncio.to_thread(actuator.apply, action("hold", "n1", "a2"), FENCE)
+        with pytest.raises(RefusedError, match="n1 is held"):
+            await begin("n1", "start-3")
+        made.nodes["n2"].agent.process.kill()
+        made.nodes["n2"].agent.process.wait(10)
+        with pytest.raises((RefusedError, AmbiguousError), match="n2"):
+            await begin("n1", "start-4")
+        assert marked() == []

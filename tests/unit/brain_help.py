@@ -30,7 +30,7 @@ from gpuvigil_collector.retire import Retire
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_collector.saves.evidence import EvidenceDesk
 from gpuvigil_collector.saves.foresight import Foresight
-from gpuvigil_collector.web import roles
+from gpuvigil_collector.web import operator, roles
 from gpuvigil_collector.web.alerting import alerting_routes
 from gpuvigil_collector.web.app import Sources, make_app
 from gpuvigil_collector.web.audit import Audit
@@ -131,7 +131,7 @@ class Rig:
         )  # fmt: skip
         self.alerting = Alerting(AlertingConfig(), directory, lambda: self.pipeline.view, grace_s=0)
         self.audit = Audit(self.journal, directory / "journal.anchor")
-        self.alive, self.faults = True, []
+        self.alive, self.faults, self.start = True, [], operator.no_start
         self.roles = roles.load("", directory)
         self.token = (directory / roles.ADMIN_FILE).read_text().strip()
 
@@ -158,6 +158,7 @@ class Rig:
             registry=registry_of(self.collector()), alive=lambda: self.alive, faults=lambda: self.faults,
             ask=self.pipeline.desk.ask, say=self.repair.desk.ask, roles=self.roles,
             more=(*alerting_routes(self.alerting), *self.audit.routes()),
+            start=lambda *given: self.start(*given),  # noqa: PLW0108 - tests change it later
         )  # fmt: skip
         return make_app(sources)
 

@@ -70,20 +70,6 @@ def test_r9_observe_has_no_effect_and_says_what_it_would_have_done() -> None:
     assert would == ["checkpoint", "hold"]
 
 
-def test_recommend_waits_for_a_person_and_does_it_then() -> None:
-    world = World()
-    world.mode = "recommend"
-    world.fault("gpu_lost")
-    world.tick(10)
-    assert world.effects.asked == []
-    (waiting,) = [action for action in world.desk.hands.actions.values() if action.state == "awaiting"]
-    answer = world.desk.ask(lambda desk, now: desk.hands.approve(waiting.proposal.id, "eve", now))
-    world.tick(2)
-    assert answer.result(0).proposal.approved_by == "eve"
-    assert world.effects.asked == [("hold", "n1")]
-    assert world.case.held
-
-
 def test_a_person_says_no() -> None:
     world = World()
     world.mode = "recommend"

@@ -73,7 +73,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _write(path: Path, tables: dict[str, dict[str, object]]) -> Path:
+def write_toml(path: Path, tables: dict[str, dict[str, object]]) -> Path:
     """Write TOML: the table "" holds the top-level keys. JSON's strings, numbers and booleans are TOML's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -84,15 +84,16 @@ def _write(path: Path, tables: dict[str, dict[str, object]]) -> Path:
     return path
 
 
-def write_collector(layout: Layout) -> Path:
-    """Write the collector's config: addresses and state, nothing else."""
-    return _write(
+def write_collector(layout: Layout, more: dict[str, dict[str, object]] | None = None) -> Path:
+    """Write the collector's config: addresses and state, and what repair is told (`more`), nothing else."""
+    return write_toml(
         layout.collector / "collector.toml",
         {
             "": {"state_directory": str(layout.collector / "state")},
             "ingest": {"address": f"127.0.0.1:{layout.grpc_port}"},
             "web": {"address": f"127.0.0.1:{layout.http_port}"},
             "detection": {"learn": "48s"},  # so that statistics, too, may be wrong while faults come
+            **(more or {}),
         },
     )
 
@@ -100,7 +101,7 @@ def write_collector(layout: Layout) -> Path:
 def write_agent(layout: Layout) -> Path:
     """Write the config of this machine's real agent: its own host name, a driver where there is one."""
     here = layout.fleet / "this-machine"
-    return _write(
+    return write_toml(
         here / "agent.toml",
         {
             "": {"state_directory": str(here / "state")},
@@ -111,10 +112,13 @@ def write_agent(layout: Layout) -> Path:
     )
 
 
-def write_node(layout: Layout, node: str, *, gpus: int, seed: int, start_ns: int, scenario: Path) -> Path:
-    """Write the config of one simulated node; it writes its own truth file."""
+def write_node(
+    layout: Layout, node: str, *, gpus: int, seed: int, start_ns: int, scenario: Path,
+    more: dict[str, dict[str, object]] | None = None,
+) -> Path:  # fmt: skip
+    """Write the config of one simulated node; it writes its own truth file. more: further tables."""
     here = layout.fleet / node
-    return _write(
+    return write_toml(
         here / "agent.toml",
         {
             "": {"node": node, "state_directory": str(here / "state")},
@@ -129,6 +133,7 @@ def write_node(layout: Layout, node: str, *, gpus: int, seed: int, start_ns: int
                 "start_ns": start_ns,
                 "truth_file": str(truth_file(layout, node)),
             },
+            **(more or {}),
         },
     )
 

@@ -21,7 +21,10 @@ from gpuvigil_cli.demo import layout as files
 from gpuvigil_cli.demo.children import Children
 from gpuvigil_cli.demo.layout import Layout
 from gpuvigil_cli.demo.match import as_json
+from gpuvigil_cli.demo.repair import RepairAct
 from gpuvigil_cli.demo.screen import Screen
+from gpuvigil_cli.demo.supervised import NODES as REPAIR_NODES
+from gpuvigil_cli.demo.supervised import collector_tables, onset_s
 from gpuvigil_cli.demo.training import FAULTS as TRAINING_FAULTS
 from gpuvigil_cli.demo.training import LAST_S as TRAINING_LAST_S
 from gpuvigil_cli.demo.training import TrainingJob
@@ -47,6 +50,7 @@ class Options:
     keep: bool
     as_json: bool
     training: bool = False
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,15 @@ class Plan:
         return max(TOTAL_SECONDS, self.last_s + 70)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Show:
+    """What is looked at while it runs; None: not part of it."""
+
+    watch: Watch
+    job: TrainingJob | None
+    act: RepairAct | None
+
+
 def run_demo(options: Options) -> int:
     """Run one demo and return the exit status: 0 only when all is found and nothing else is."""
     with ExitStack() as stack:
@@ -75,21 +88,34 @@ def run_demo(options: Options) -> int:
         stack.callback(place.remove)
         children = stack.enter_context(Children())
         client = stack.enter_context(Client(place.url))
+        act = None
+        if options.repair:
+            act = RepairAct(place=place, screen=screen, onset_s=onset_s(training=options.training))
+            stack.callback(act.close)
         try:
-            return _play(options, screen, place, children, client)
+            return _play(options, screen, place, children, client, act)
         except KeyboardInterrupt:
             screen.say("interrupted; stopping all processes")
             return 130
 
 
-def _play(options: Options, screen: Screen, place: Layout, children: Children, client: Client) -> int:
+def _play(
+    options: Options, screen: Screen, place: Layout, children: Children, client: Client, act: RepairAct | None
+) -> int:
     scenario = files.make_scenario(
         place, nodes=options.nodes, gpus=options.gpus, seed=options.seed, own=options.scenario
     )
     plan = read_plan(scenario)
-    _start_collector(screen, place, children, client)
-    start_ns = _start_fleet(options, screen, place, children, scenario)
+    _start_collector(screen, place, children, client, act)
+    start_ns = _start_fleet(options, screen, place, children, scenario, act)
     _wait_until_up(options, screen, children, client)
+    if act is not None:
+        act.begin()
+        plan = Plan(
+            faults=plan.faults + 1,
+            first_s=min(plan.first_s, act.onset_s),
+            last_s=max(plan.last_s, act.onset_s),
+        )
     job = TrainingJob(place, client, screen, start_ns) if options.training else None
     if job is not None:
         job.start(children)
@@ -103,19 +129,22 @@ def _play(options: Options, screen: Screen, place: Layout, children: Children, c
         f"warm-up: rules learn this fleet's normal, the first fault comes in {first_in:.0f} s; "
         "forest and forecast join after about 2 min"
     )
-    watch = Watch(place, names(options.nodes), client, screen, [job.truth] if job is not None else [])
-    _watch_until_judged(plan, start_ns, screen, children, watch, job)
-    return _finish(options, screen, place, children, watch, job)
+    nodes = [*names(options.nodes), *(REPAIR_NODES if act is not None else ())]
+    watch = Watch(place, nodes, client, screen, [job.truth] if job is not None else [])
+    show = Show(watch=watch, job=job, act=act)
+    _watch_until_judged(plan, start_ns, screen, children, show)
+    return _finish(options, screen, place, children, show)
 
 
-def _finish(
-    options: Options, screen: Screen, place: Layout, children: Children, watch: Watch, job: TrainingJob | None
-) -> int:
-    outcome = watch.outcome
-    screen.result(outcome, place.urls)
+def _finish(options: Options, screen: Screen, place: Layout, children: Children, show: Show) -> int:
+    outcome, job, act = show.watch.outcome, show.job, show.act
+    screen.result(outcome, place.urls, act.rows() if act is not None else ())
+    if act is not None and not act.good:
+        screen.say(f"[red]NO[/]     the repair did not come to its end: {act.stands()}")
     if options.as_json:
         found = as_json(outcome, nodes=options.nodes, gpus=options.gpus, seconds=screen.elapsed())
-        print(json.dumps(found | ({"resumed": job.resumed} if job is not None else {})), flush=True)
+        found |= {"resumed": job.resumed} if job is not None else {}
+        print(json.dumps(found | ({"repair": act.as_json()} if act is not None else {})), flush=True)
     if options.keep:
         screen.say(f"left running; gpuvigil status --url {place.url}; Ctrl-C ends it")
         with suppress(KeyboardInterrupt):
@@ -123,7 +152,7 @@ def _finish(
                 children.check()
                 time.sleep(POLL_SECONDS)
     again = job is None or len(job.resumed) == job.stops
-    return 0 if outcome.good and again else 1
+    return 0 if outcome.good and again and (act is None or act.good) else 1
 
 
 def names(nodes: int) -> list[str]:
@@ -145,16 +174,23 @@ def read_plan(scenario: Path) -> Plan:
     return Plan(faults=len(onsets), first_s=min(onsets), last_s=max(onsets))
 
 
-def _start_collector(screen: Screen, place: Layout, children: Children, client: Client) -> None:
+def _start_collector(
+    screen: Screen, place: Layout, children: Children, client: Client, act: RepairAct | None
+) -> None:
     screen.status("starting the collector")
-    children.start("collector", "gpuvigil_collector", files.write_collector(place))
+    config = files.write_collector(place, collector_tables(place) if act is not None else {})
+    children.start("collector", "gpuvigil_collector", config)
     _poll(lambda: _nodes_up(client) is not None, "the collector to answer", children)
     screen.say(f"collector answers at {place.url}")
 
 
-def _start_fleet(options: Options, screen: Screen, place: Layout, children: Children, scenario: Path) -> int:
+def _start_fleet(
+    options: Options, screen: Screen, place: Layout, children: Children, scenario: Path, act: RepairAct | None
+) -> int:
     """Start this machine's agent and the simulated nodes; return the scenario's time zero."""
     start_ns = time.time_ns()
+    if act is not None:
+        act.start_nodes(children, options.seed, start_ns)
     children.start("agent of this machine", "gpuvigil_agent", files.write_agent(place))
     for number, node in enumerate(names(options.nodes)):
         screen.status(f"starting simulated nodes: {number + 1} of {options.nodes}")
@@ -167,7 +203,7 @@ def _start_fleet(options: Options, screen: Screen, place: Layout, children: Chil
 
 
 def _wait_until_up(options: Options, screen: Screen, children: Children, client: Client) -> None:
-    expected = options.nodes + 1
+    expected = options.nodes + 1 + (len(REPAIR_NODES) if options.repair else 0)
 
     def all_up() -> bool:
         up = _nodes_up(client) or 0
@@ -195,18 +231,20 @@ def _poll(done: Callable[[], bool], what: str, children: Children) -> None:
         time.sleep(POLL_SECONDS / 2)
 
 
-def _watch_until_judged(
-    plan: Plan, start_ns: int, screen: Screen, children: Children, watch: Watch, job: TrainingJob | None
-) -> None:
+def _watch_until_judged(plan: Plan, start_ns: int, screen: Screen, children: Children, show: Show) -> None:
     """Look twice a second until every fault has been set and judged, and things stayed calm a while."""
+    watch, job, act = show.watch, show.job, show.act
     while True:
         children.check()
         _look(watch, children)
         if job is not None:
             job.look()
+        if act is not None:
+            act.look()
         now_ns = time.time_ns()
         screen.status(watch.summary(plan.faults, (start_ns / 1e9 + plan.last_s) - now_ns / 1e9))
-        if len(watch.faults) >= plan.faults and now_ns > watch.judged_ns() + SETTLE_SECONDS * 1e9:
+        judged = len(watch.faults) >= plan.faults and now_ns > watch.judged_ns() + SETTLE_SECONDS * 1e9
+        if judged and (act is None or act.ended):
             return
         if screen.elapsed() > plan.seconds_max:
             break

@@ -6,6 +6,7 @@ With --json everything goes to standard error, so that standard output holds the
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -73,8 +74,13 @@ class Screen:
         self.say(f"[red]alarm[/]  {about} matches no fault so far")
         indented(self.console, 10, short(row.get("cause", "")))
 
-    def result(self, outcome: Outcome, urls: dict[str, str]) -> None:
-        """Print injected against found, false alarms, and where to look; the live line has done its work."""
+    def result(
+        self, outcome: Outcome, urls: dict[str, str], repair: Sequence[tuple[str, str, str]] = ()
+    ) -> None:
+        """Print injected against found, false alarms, and where to look; the live line has done its work.
+
+        repair: name, time after the onset and words of each stage.
+        """
         self._live.stop()
         rows = table("", "INJECTED", "FOUND", "AFTER", "TARGET")
         for verdict in outcome.verdicts:
@@ -92,6 +98,12 @@ class Screen:
             f"\n{right} of {len(outcome.verdicts)} faults judged right, "
             f"{len(outcome.false_alarms)} false alarms, {duration(self.elapsed())} (the rule: docs/demo.md)"
         )
+        if repair:
+            stages = table("REPAIR", "AFTER ONSET", "WHAT THE COLLECTOR SAYS")
+            for stage, after, what in repair:
+                stages.add_row(markup(stage, 60), after, markup(what, 300))
+            self.console.print()
+            self.console.print(stages)
         for name, url in urls.items():
             self.console.print(f"  {name}: {url}", soft_wrap=True)
 

@@ -108,6 +108,26 @@ class SupervisorActuator:
         arguments["reason"] = f"{_OURS}: {proposal.reason}"[:200]
         return self._do(proposal.node, "hold", arguments, seconds)
 
+    # --- a job that an operator starts
+    def begin(self, job: str, node: str, action: str, fence: Fence, avoid: frozenset[str]) -> str:
+        """Start a job that runs nowhere, on `node`, or where that is "" on the best that can take it.
+
+        Every node that may run it must answer first: it could run there. Raises RefusedError, AmbiguousError.
+        """
+        if node and node not in self._nodes(job):
+            raise RefusedError(f"{job} may run on {', '.join(self._nodes(job))[:200]}, not on {node[:64]}")
+        for place in self._nodes(job):
+            self._job(place, job)
+        attempt, places = self._places(job, "")
+        fit = [place for place in places if (node or place) == place and place not in avoid]
+        if not fit:
+            raise RefusedError(f"{node or 'every node'} is held, paused or under maintenance")
+        arguments = {
+            "job": job, "action": action, "generation": str(fence.generation), "attempt": str(attempt + 1),
+        }  # fmt: skip
+        seconds = within(fence, _LOOK_S, time.time_ns())
+        return f"{fit[0]}: {self._do(fit[0], 'supervise_start', arguments, seconds)}"
+
     # --- a job that moves
     def _look_moved(self, action: Action) -> Look:
         proposal = action.proposal

@@ -85,22 +85,24 @@ class SafeHands:
     def save(self, case: Case, step: Step, job: str) -> Word:
         """Ask a job for a checkpoint, once that is allowed; then say how it goes."""
         if case.action:
+            asked = self.actions.get(case.action)
+            if asked is not None and asked.state in {"awaiting", "rejected", "expired"}:
+                return self._stands(case, step, asked)
             return self._saved(case, self.saves.stands(job, case.incident))
-        if self._too_soon(case):
-            return Word("waits", case.waits)
+        return Word("waits", case.waits) if self._too_soon(case) else self._begin_save(case, step, job)
+
+    def _begin_save(self, case: Case, step: Step, job: str) -> Word:
         verdict, proposal = self._judged(case, step, job)
         if not verdict.allowed:
             return Word("waits", case.waits)
         if verdict.effect == "none":
             self._decided(proposal, "would", verdict)
             return Word("would", f"would ask {job} for a checkpoint")
-        # recommend: a save takes nothing from anyone, and its owner has opted in; but nobody asked for it
-        if verdict.effect == "recommend":
-            self._decided(proposal, "would", verdict)
-            return Word("failed", f"{job} is not asked: the mode is recommend")
         case.action = proposal.id
-        self._decided(proposal, "issued", verdict)
-        self.saves.begin(job, case.incident)
+        if verdict.effect == "recommend" or verdict.needs_approval:
+            self._decided(proposal, "awaiting", verdict)
+            return Word("waits", f"a person's approval of {proposal.id}")
+        self._ask_for_save(proposal, verdict)
         return Word("waits", f"{job} was asked for a checkpoint")
 
     def _saved(self, case: Case, word: Word) -> Word:
@@ -110,6 +112,16 @@ class SafeHands:
             state: ActionState = "done" if word.progress == "done" else "failed"
             self._keep(replace(action, state=state, outcome=word.why, changed_ns=self.scenery.now_ns))
         return word
+
+    def _ask_for_save(self, proposal: Proposal, verdict: Verdict) -> Action:
+        """Checkpoints are no actuator's: the save desk asks the job's ranks."""
+        self.saves.begin(proposal.job, proposal.incident)
+        return self._decided(proposal, "issued", verdict)
+
+    def awaits(self, case: Case) -> bool:
+        """Whether a case waits for a person, which has an end of its own."""
+        action = self.actions.get(case.action)
+        return action is not None and action.state == "awaiting"
 
     def effect(self, case: Case, step: Step, job: str) -> Word:
         """Have an effect, or say how it stands."""
@@ -154,12 +166,12 @@ class SafeHands:
             detail = next((gate.detail for gate in verdict.gates if gate.name == verdict.gate), "observe")
             raise PermissionError(f"{verdict.gate or 'mode'}: {detail}")
         self.note([operator_note(now_ns, by, "approve", action_id, proposal.incident)])
-        return self._submit(proposal, verdict)
+        case.step_began_ns = now_ns  # the step's own time begins now
+        return (self._ask_for_save if proposal.kind == "checkpoint" else self._submit)(proposal, verdict)
 
     def reject(self, action_id: str, by: str, why: str, now_ns: int) -> Action:
         """Take an action that waits off the table. Raises KeyError for one that does not wait."""
-        action = self.actions[action_id]
-        if action.state != "awaiting":
+        if (action := self.actions[action_id]).state != "awaiting":
             raise KeyError(action_id)
         said = f"rejected by {by}: {why}"
         self.note([operator_note(now_ns, by, "reject", f"{action_id}: {why}", action.proposal.incident)])
@@ -226,13 +238,12 @@ class SafeHands:
 
     def _judged(self, case: Case, step: Step, job: str) -> tuple[Verdict, Proposal]:
         """Ask the kernel; a denial is told when its gate changes, not each time."""
-        now_ns = self.scenery.now_ns
-        state = self._state_for(case)
+        now_ns, state = self.scenery.now_ns, self._state_for(case)
         proposal = self._proposal(case, step, job, state)
         verdict = self.judge(state, proposal, now_ns)
         case.asked_ns = now_ns
-        if verdict.trips_breaker and self.kept.marks is not None and not self.kept.marks.breaker_ns:
-            self.kept.marks.breaker_ns = now_ns
+        if verdict.trips_breaker and (marks := self.kept.marks) is not None and not marks.breaker_ns:
+            marks.breaker_ns = now_ns
             self.tell(now_ns, "breaker_tripped", _reason(verdict), case.incident)
         if not verdict.allowed:
             case.waits = f"{verdict.gate}: {_reason(verdict)}"

@@ -14,6 +14,7 @@ from gpuvigil_collector.config import CollectorConfig
 from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.lease import SqliteLease
+from gpuvigil_collector.repair.begin import JobStart
 from gpuvigil_collector.repair.build import Senses, make_repair
 from gpuvigil_collector.repair.calls import AgentCalls
 from gpuvigil_collector.repair.schedulers import KubernetesScheduler, Scheduler, SlurmScheduler
@@ -55,6 +56,8 @@ class Plant:
                 scheduler=scheduler.view if scheduler is not None else lambda: None,
             ),
         )  # fmt: skip
+
+        self.starts = JobStart(self.executor, self.repair.desk.ask, self.lease.fence)
 
     def _paused(self) -> str | None:
         return self.repair.is_paused()

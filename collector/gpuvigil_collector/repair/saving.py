@@ -30,7 +30,7 @@ class Saving:
             del self._asked[next(iter(self._asked))]
 
     def stands(self, job: str, by: str) -> Word:
-        """Say how it goes. What an earlier run of the collector asked for is asked for anew: a save harms nobody.
+        """Say how it goes. What an earlier run of the collector asked for is asked anew: that harms nobody.
 
         A job of which nothing is known yet right after the start is no job that cannot save.
         """
@@ -40,6 +40,9 @@ class Saving:
             return Word("waits", f"{job} is asked anew: the collector was restarted meanwhile")
         if not future.done():
             return Word("waits", f"{job} is asked for a checkpoint")
+        return self._answered(job, by, future)
+
+    def _answered(self, job: str, by: str, future: Future[SaveRequest]) -> Word:
         error = future.exception()
         if isinstance(error, StrangerError) and self._steady_s() - self._began_s < _RETURN_S:
             del self._asked[job, by]

@@ -16,6 +16,7 @@ from gpuvigil_collector.repair.case import Case
 
 ATTEMPTS_MAX: Final = 3
 _SECOND_NS: Final = 1_000_000_000
+_CODES: Final = ("xid_", "sxid_")
 
 Progress = Literal["waits", "done", "failed", "would", "rejected", "lost"]
 
@@ -39,6 +40,10 @@ class Hands(Protocol):
         """Ask one job for a checkpoint, or say how that stands. failed: it can give none."""
         ...
 
+    def awaits(self, case: Case) -> bool:
+        """Whether the case waits for a person's approval: that has an end of its own."""
+        ...
+
     def harmless(self, case: Case, kind: Kind) -> None:
         """Tell people, or keep evidence."""
         ...
@@ -54,7 +59,9 @@ class Hands(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What holds now. jobs: of a node; None: not known. movable: of these, what can be started elsewhere. troubled: what else
+    """What holds now.
+
+    jobs: of a node; None: not known. movable: of these, what can be started elsewhere. troubled: what else
     is wrong with a case's node, "" for nothing.
     """
 
@@ -93,9 +100,14 @@ class Walk:
             case.end("cleared", scene.now_ns)
             return False
         proven = bool(case.clean_until_ns) and case.incident not in scene.open
-        if scene.now_ns - case.step_began_ns > step.within * _SECOND_NS and not proven:
-            late = case.waits or "no answer"
-            return self._failed(case, step, f"not done within {step.within:g} s: {late}", scene.now_ns)
+        late = scene.now_ns - case.step_began_ns > step.within * _SECOND_NS
+        if late and not proven and not self._hands.awaits(case):
+            why = case.waits or "no answer"
+            return self._failed(case, step, f"not done within {step.within:g} s: {why}", scene.now_ns)
+        return self._among_jobs(case, step, scene)
+
+    def _among_jobs(self, case: Case, step: Step, scene: Scene) -> bool:
+        """Do a step when the jobs on the node allow it."""
         there = scene.jobs(case.node)
         if there is None and not case.action and (step.when != "always" or step.do in ON_JOB):
             case.waits = f"what runs on {case.node} is not known"
@@ -188,9 +200,8 @@ class Walk:
             if word.progress == "would":
                 case.note(scene.now_ns, step.do, word.why)
                 case.jobs[job] = "impossible"
-            elif word.progress == "waits":
-                case.waits = word.why
-                return False
+            elif word.progress in {"waits", "rejected"}:
+                return self._take(case, step, word, scene)
             else:
                 case.jobs[job] = "saved" if word.progress == "done" else "impossible"
                 case.note(scene.now_ns, step.do, f"{job}: {'saved' if word.progress == 'done' else word.why}")

@@ -112,6 +112,37 @@ def settle(action: str, state: str, by: str, why: str) -> Word:
     return word
 
 
+def may_start(job: str, node: str, by: str) -> Word:
+    """An operator wants a job started: refused while paused or where maintenance is; `avoid`: such nodes."""
+
+    def word(desk: RepairDesk, now_ns: int) -> dict[str, Any]:
+        state = desk.hands.scenery.state
+        _marks(desk)
+        if state.paused is None or state.paused:
+            got = f"paused: {state.paused}" if state.paused else "not known whether paused"
+            raise UnheardError("pause", "no pause", got)
+        if state.nodes is None:
+            raise UnheardError("fleet", "its state", "the state of the fleet is not known now")
+        if node:
+            _known(desk, node)
+        for case in desk.running:
+            if job == case.moving or (job in case.jobs and job not in case.moved):
+                got = f"{job} is under repair: case {case.id}"
+                raise UnheardError("job", "one that is not under repair", got)
+        avoid = [name for name, one in state.nodes.items() if one.maintenance]
+        if node in avoid:
+            got = f"{node} is under maintenance: {state.nodes[node].maintenance}"
+            raise UnheardError("node", "one without maintenance", got)
+        return _told(desk, now_ns, "start", by, f"{job} on {node or 'any node'}") | {"avoid": avoid}
+
+    return word
+
+
+def told(by: str, what: str, why: str) -> Word:
+    """Write what became of an operator's wish into the journal."""
+    return lambda desk, now_ns: _told(desk, now_ns, what, by, why)
+
+
 def maintain(node: str, seconds: float, by: str, why: str) -> Word:
     """Set maintenance on a node: recorded, but no alarm, no learning, no action."""
 

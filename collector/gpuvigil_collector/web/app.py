@@ -24,7 +24,7 @@ from gpuvigil_collector.saves.desk import RefusedError
 from gpuvigil_collector.saves.request import SaveRequest
 from gpuvigil_collector.web import repair_rows, rows
 from gpuvigil_collector.web.guard import Guard
-from gpuvigil_collector.web.operator import Operator
+from gpuvigil_collector.web.operator import Operator, Start, no_start
 from gpuvigil_collector.web.query import VERSION, BadQueryError, Json, Query
 from gpuvigil_collector.web.roles import Roles
 from gpuvigil_protos import log
@@ -52,12 +52,13 @@ class Sources:
     ask: Callable[..., Future[SaveRequest]]
     say: Callable[[Word], Future[Any]]
     roles: Roles
+    start: Start = no_start
     more: tuple[Route, ...] = ()
 
 
 def make_app(sources: Sources) -> Starlette:
     """Build the application. Endpoints are plain functions: they run in threads, beside the loop."""
-    operator = Operator(sources.roles, sources.say)
+    operator = Operator(sources.roles, sources.say, sources.start)
     api = _Api(sources, operator)
     routes = {
         "/": api.index, "/healthz": api.healthz, "/metrics": api.metrics, "/api/v1/health": api.health,

@@ -29,12 +29,13 @@ _log = log.get("web")
 
 class Said(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The body of every write. seconds: how long it holds, where it holds for a time. what: of a drill,
-    or how a settled action ended.
+    or how a settled action ended. node: where a job starts, "" for the best that can take it.
     """
 
     why: str = ""
     seconds: float = 3600.0
     what: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +74,44 @@ _WRITES: Final[dict[str, _Write]] = {
     "/api/v1/nodes/{id}/drill": _Write("operator", lambda it, said, by: words.drill(it, said.what, by)),
 }
 PATHS: Final = tuple(_WRITES)
+Start = Callable[[str, str, str], dict[str, Any]]
+"""Starts a job: (job, node or "", who asks) -> what to answer. It may wait for agents."""
+
+
+def no_start(job: str, _node: str, _by: str) -> dict[str, Any]:
+    """The Start of a collector without agents that supervise jobs."""
+    raise UnheardError("job", "one of [actuators.supervised]", job)
 
 
 class Operator:
     """Makes the routes. ask: RepairDesk.ask."""
 
-    def __init__(self, roles: Roles, ask: Callable[[words.Word], Future[Any]]) -> None:
-        self._roles, self._ask = roles, ask
+    def __init__(
+        self, roles: Roles, ask: Callable[[words.Word], Future[Any]], start: Start = no_start
+    ) -> None:
+        self._roles, self._ask, self._start = roles, ask, start
         self.refused = 0
 
     def routes(self) -> list[Route]:
         """One route a write."""
-        return [Route(path, self._endpoint(write), methods=["POST"]) for path, write in _WRITES.items()]
+        routes = [Route(path, self._endpoint(write), methods=["POST"]) for path, write in _WRITES.items()]
+        return [*routes, Route("/api/v1/jobs/{job}/start", self.start_job, methods=["POST"])]
+
+    async def start_job(self, request: Request) -> Response:
+        """Start a supervised job that runs nowhere; in a thread, because agents are waited for."""
+        person = self.permit(request, "operator")
+        if isinstance(person, Response):
+            return person
+        try:
+            said = await _body(request)
+            found = await asyncio.to_thread(self._start, request.path_params["job"], said.node, person.name)
+        except UnheardError as unheard:
+            return Response(msgspec.json.encode(unheard.body), 409, media_type="application/json")
+        except TimeoutError:
+            return _error(503, "brain", "a tick", "none in time")
+        return Response(
+            msgspec.json.encode({"version": VERSION, **found}), 200, media_type="application/json"
+        )
 
     def permit(self, request: Request, needed: Role) -> Person | Response:
         """Return who asks, or the refusal."""

@@ -75,7 +75,8 @@ def state_of(incident: str, fingerprint: str, resolved: bool, view: RepairView) 
     if marks is not None and fingerprint in marks.acknowledged:
         return "acknowledged"
     if marks is not None and any(
-        one.fingerprint == fingerprint and one.outcome == "returned" for one in view.cases
+        one.fingerprint == fingerprint and one.outcome == "returned" and one.incident != incident
+        for one in view.cases
     ):
         return "relapsed"
     return "open"
