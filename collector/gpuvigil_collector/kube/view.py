@@ -13,18 +13,20 @@ from typing import Literal
 
 from gpuvigil_collector.action import JobState, NodeState
 from gpuvigil_collector.kube import others
-from gpuvigil_collector.kube.api import Deadline, KubeApi, KubeError
+from gpuvigil_collector.kube.api import Deadline, KubeApi, KubeError, StatusError
 from gpuvigil_collector.kube.budgets import never_allows, read_budgets
 from gpuvigil_collector.kube.marks import held, standing, tainted
 from gpuvigil_collector.kube.objects import (
     Budget,
     Meta,
+    Namespace,
     NamespacePage,
     Node,
     NodePage,
     Pod,
     PodPage,
     is_gpu,
+    path_word,
     quantity,
 )
 from gpuvigil_collector.kube.settings import KubernetesSettings
@@ -75,6 +77,20 @@ def read(api: KubeApi, settings: KubernetesSettings) -> KubernetesView:
         paused=_paused(namespaces.get(settings.namespace)),
         read_ns=read_ns,
     )
+
+
+def read_pause(api: KubeApi, settings: KubernetesSettings) -> str:
+    """Return what the pause annotation says now, "" for none: one GET, for the time between two reads.
+
+    Raises KubeError.
+    """
+    try:
+        path = f"/api/v1/namespaces/{path_word(settings.namespace)}"
+        return _paused(api.get(path, Namespace, Deadline(settings.call_timeout)).metadata)
+    except StatusError as error:
+        if error.code == 404:
+            return ""
+        raise
 
 
 def _node_state(node: Node, jobs: Mapping[str, JobState], settings: KubernetesSettings) -> NodeState:

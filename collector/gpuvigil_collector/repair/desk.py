@@ -143,11 +143,16 @@ class RepairDesk:
         return nodes[node].partition if nodes is not None and node in nodes else ""
 
     def _jobs_on(self, node: str) -> tuple[str, ...]:
-        """Jobs that run on a node, as far as anyone says."""
+        """Jobs that run on a node, as far as anyone says; last those that nobody may stop.
+
+        One job is moved at a time: who refuses must not hold up the others.
+        """
         state = self.hands.scenery.state
         if state.nodes is None or state.jobs is None or node not in state.nodes:
             return ()
-        return tuple(job for job in state.nodes[node].jobs if job not in state.jobs or state.jobs[job].nodes)
+        jobs = state.jobs
+        here = [job for job in state.nodes[node].jobs if job not in jobs or jobs[job].nodes]
+        return tuple(sorted(here, key=lambda job: job in jobs and bool(jobs[job].refusals)))
 
     def _troubled(self, case: Case) -> str:
         """What else holds on a case's node that policy acts on."""

@@ -85,7 +85,7 @@ class SafeHands:
     def save(self, case: Case, step: Step, job: str) -> Word:
         """Ask a job for a checkpoint, once that is allowed; then say how it goes."""
         if case.action:
-            return self.saves.stands(job, case.incident)
+            return self.saves.stands(self._processes(job), case.incident)
         if self._too_soon(case):
             return Word("waits", case.waits)
         verdict, proposal = self._judged(case, step, job)
@@ -100,8 +100,13 @@ class SafeHands:
             return Word("failed", f"{job} is not asked: the mode is recommend")
         case.action = proposal.id
         self._decided(proposal, "issued", verdict)
-        self.saves.begin(job, case.incident)
+        self.saves.begin(self._processes(job), case.incident)
         return Word("waits", f"{job} was asked for a checkpoint")
+
+    def _processes(self, job: str) -> str:
+        """The name under which a job's own processes are asked."""
+        known = (self.scenery.state.jobs or {}).get(job)
+        return (known.processes if known is not None else "") or job
 
     def effect(self, case: Case, step: Step, job: str) -> Word:
         """Have an effect, or say how it stands."""
