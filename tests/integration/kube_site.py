@@ -128,6 +128,10 @@ class Site:
         denied = [one for one in self.rows("actions") if one["state"] == "denied"]
         return any(gate in ("", one["denied_by"]) and job in ("", one["job"]) for one in denied)
 
+    def told(self, name: str, word: str) -> bool:
+        """Tell whether an agent's log has a word."""
+        return word in (self.folder / f"{name}.log").read_text()
+
     def cordoned(self, name: str) -> bool:
         """Tell whether the node takes no new pods, by its spec."""
         return bool(node(self.lab, name)["spec"].get("unschedulable"))

@@ -16,6 +16,7 @@ from gpuvigil_collector.repair.case import Case
 
 ATTEMPTS_MAX: Final = 3
 _SECOND_NS: Final = 1_000_000_000
+_SILENT_NS: Final = 5 * _SECOND_NS  # readings come once a second
 
 Progress = Literal["waits", "done", "failed", "would", "rejected", "lost"]
 
@@ -65,6 +66,20 @@ class Scene:
     troubled: Callable[[Case], str]
 
 
+def last_sign_ns(incident: Incident, now_ns: int) -> int:
+    """When an incident's fault last showed; now where its findings do not say.
+
+    It may be open for longer: a report such as Xid 79 stays true for hours, also when the GPU is mended.
+    """
+    return min(now_ns, max((finding.end_ns for finding in incident.findings), default=now_ns))
+
+
+def _speaks(case: Case, scene: Scene) -> bool:
+    """Whether a case's fault shows still."""
+    incident = scene.open.get(case.incident)
+    return incident is not None and scene.now_ns - last_sign_ns(incident, scene.now_ns) < _SILENT_NS
+
+
 class Walk:
     """Takes cases forward. `advance` changes the case that it is given."""
 
@@ -92,7 +107,7 @@ class Walk:
             case.note(scene.now_ns, step.do, "the fault has gone")
             case.end("cleared", scene.now_ns)
             return False
-        proven = bool(case.clean_until_ns) and case.incident not in scene.open
+        proven = bool(case.clean_until_ns) and not _speaks(case, scene)
         if scene.now_ns - case.step_began_ns > step.within * _SECOND_NS and not proven:
             late = case.waits or "no answer"
             return self._failed(case, step, f"not done within {step.within:g} s: {late}", scene.now_ns)
@@ -163,8 +178,10 @@ class Walk:
             return self._failed(case, step, f"not clean: {trouble}", scene.now_ns)
         if case.incident in scene.open:
             wait_s = self._hands.clean_wait_s(case)
-            case.clean_until_ns = scene.now_ns + int(wait_s * _SECOND_NS)
-            case.waits = f"incident {case.incident} to resolve, then {wait_s:g} s clean"
+            until_ns = last_sign_ns(scene.open[case.incident], scene.now_ns) + int(wait_s * _SECOND_NS)
+            case.clean_until_ns = max(case.clean_until_ns, until_ns)
+        if _speaks(case, scene):
+            case.waits = f"incident {case.incident} to fall silent, then {wait_s:g} s clean"
             return False
         case.waits = f"{max(0, case.clean_until_ns - scene.now_ns) / _SECOND_NS:.0f} s more of a clean node"
         if scene.now_ns < case.clean_until_ns:
