@@ -15,6 +15,8 @@ from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.fleet import SchedulerView, Sources, joined_jobs, with_fleet
 from gpuvigil_collector.repair.marks import Marks
 from gpuvigil_collector.repair.schedulers import pods_of, with_kubernetes
+from gpuvigil_collector.repair.stage import RepairView
+from gpuvigil_collector.web.repair_rows import state_of
 from gpuvigil_detectors.training.jobs import Job, Rank
 
 UIDS = ("1f0c5d3e-7a1b-4c8d-9e2f-0123456789ab", "2f0c5d3e-7a1b-4c8d-9e2f-0123456789ab")
@@ -164,10 +166,12 @@ def test_a_fault_that_shows_again_under_its_old_incident_is_treated_again() -> N
     shows(again)
     again.tick(3)
     assert len(again.desk.kept.cases) == 2 and again.kinds[0] == "hold"
+    returned = RepairView(cases=tuple(world.desk.kept.cases.values()), marks=world.desk.kept.marks)
+    assert [state_of(one.open["i1"], returned) for one in (world, again)] == ["open", "relapsed"]
 
 
 def shows(world: World) -> None:
     """The fault of the open incident shows now."""
     seen_ns = world.now_ns
     lost = replace(finding("gpu_lost", gpu("n1")), start_ns=seen_ns, end_ns=seen_ns)
-    world.open["i1"] = replace(world.open["i1"], findings=(lost,))
+    world.open["i1"] = replace(world.open["i1"], findings=(lost,), seen_ns=seen_ns)
