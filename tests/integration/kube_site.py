@@ -86,7 +86,7 @@ class Site:
 
     @contextlib.contextmanager
     def run(self, bad: str, at_s: float, lasts_s: float) -> Iterator[Site]:
-        """Register the nodes and run everything; a GPU of `bad` is lost `at_s` after now, for `lasts_s`."""
+        """Register the nodes and run everything; a GPU of `bad` is lost `at_s` after the agents began, for `lasts_s`."""
         for name in self.names:
             make_node(self.lab, name=name, gpus=GPUS, labels={"topology.kubernetes.io/zone": name})
         scenario, config = self.folder / "scenario.toml", self.folder / "collector.toml"
@@ -94,15 +94,15 @@ class Site:
         (self.folder / "policy.toml").write_text(POLICY)
         said = {"folder": self.folder, "grpc": self.grpc, "web": self.web, "home": HOME}
         config.write_text(COLLECTOR.format(kubeconfig=self.lab.kubeconfig, **said))
-        simulate = f'gpus = {GPUS}\nseed = 7\nscenario = "{scenario}"\nstart_ns = {time.time_ns()}'
         command = (sys.executable, "-m", "gpuvigil_collector", "--config", str(config))
         with contextlib.ExitStack() as running:
             running.enter_context(stack.running(self.folder / "collector.log", *command))
+            self.until(lambda: self.get("remediation")["lease"], 180, "the lease")
+            simulate = f'gpus = {GPUS}\nseed = 7\nscenario = "{scenario}"\nstart_ns = {time.time_ns()}'
             for name in self.names:
                 ports = (self.grpc, stack.free_port())
                 running.enter_context(stack.agent(self.folder, name, *ports, simulate))
-            self.until(lambda: self.get("health")["nodes_up"] == len(self.names), 60, "every agent")
-            self.until(lambda: self.get("remediation")["lease"], 60, "the lease")
+            self.until(lambda: self.get("health")["nodes_up"] == len(self.names), 180, "every agent")
             yield self
 
     def get(self, what: str) -> Any:
@@ -119,7 +119,10 @@ class Site:
         try:
             return stack.wait_for(ask, within_s, what)
         except AssertionError as error:
-            cases = [{k: one[k] for k in ("step", "waits", "outcome", "trail")} for one in self.rows("cases")]
+            cases: list[dict[str, Any]] = []
+            with contextlib.suppress(OSError):  # it may not answer at all
+                keys = ("step", "waits", "outcome", "trail")
+                cases = [{key: one[key] for key in keys} for one in self.rows("cases")]
             log = (self.folder / "collector.log").read_text()[-3000:]
             raise AssertionError(f"{error}\n{json.dumps(cases, indent=1)}\n{log}") from None
 
