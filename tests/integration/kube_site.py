@@ -78,7 +78,7 @@ def cluster(folder: Path) -> Iterator[KubeLab]:
 
 
 class Site:
-    """Nodes of the cluster with an agent each, and one collector. `watch` keeps what a node looked like."""
+    """Nodes of the cluster with an agent each, and one collector."""
 
     def __init__(self, lab: KubeLab, folder: Path, names: list[str]) -> None:
         self.lab, self.folder, self.names = lab, folder, names
@@ -86,7 +86,7 @@ class Site:
 
     @contextlib.contextmanager
     def run(self, bad: str, at_s: float, lasts_s: float) -> Iterator[Site]:
-        """Register the nodes and run everything; a GPU of `bad` is lost `at_s` after the agents began, for `lasts_s`."""
+        """Register the nodes and run all; `at_s` after the agents began a GPU of `bad` is lost for `lasts_s`."""
         for name in self.names:
             make_node(self.lab, name=name, gpus=GPUS, labels={"topology.kubernetes.io/zone": name})
         scenario, config = self.folder / "scenario.toml", self.folder / "collector.toml"
