@@ -29,11 +29,12 @@ IDS = re.compile(r"test_((?:[rs]\d+_)+)")
 HEAD = """\
 # Promises and how they stand
 
-Written by `make promises` from the tests' own results: not edited by hand. A promise is proven by the tests that
-carry its id. *met*: all of them passed and nothing is known to be missing; *partly*: they passed, and the last
-column says what is missing and which part of the project owes it; *not shown here*: the machine that ran them lacks
-what some need, or they were not run. n is the most trials that one of its tests counted, with how many went wrong
-among them; the bound is the highest rate of failures that this n leaves possible with 95 % confidence.
+Written by `make promises` from the tests' own results: not edited by hand. A promise is proven by the
+tests that carry its id. *met*: all of them passed and nothing is known to be missing; *partly*: they
+passed, and the last column says what is missing and which part of the project owes it; *not shown here*:
+some were not run, or the machine lacked what they need. n is the most trials that one of its tests
+counted, with how many went wrong among them; the bound is the highest rate of failures that this n
+leaves possible with 95 % confidence.
 """
 
 
@@ -61,6 +62,16 @@ def named() -> dict[str, list[tuple[str, str]]]:
                 for one in ids[1].rstrip("_").split("_"):
                     found[one.upper()].append((str(path.relative_to(ROOT)), node.name))
     return dict(found)
+
+
+def node_ids() -> list[str]:
+    """Every such test, a file's in the file's own order: some share a host and what was done to it before."""
+    found = []
+    for path in sorted({file for tests in named().values() for file, _ in tests}):
+        places = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        names = [one.name for one in places if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+        found += [f"{path}::{name}" for name in names if IDS.match(name)]
+    return found
 
 
 def texts() -> dict[str, dict[str, str]]:
@@ -132,7 +143,7 @@ def table(told: dict[tuple[str, str], Told]) -> str:
 def main(arguments: list[str]) -> int:
     """Do what the first argument says."""
     if arguments[:1] == ["tests"] and len(arguments) == 1:
-        print(" ".join(sorted({f"{file}::{name}" for found in named().values() for file, name in found})))
+        print(" ".join(node_ids()))
         return 0
     if arguments[:1] != ["write"] or len(arguments) < 2:
         print(__doc__, file=sys.stderr)

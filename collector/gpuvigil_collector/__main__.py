@@ -84,16 +84,14 @@ async def _serve(config: CollectorConfig, arguments: Arguments) -> None:
     def faults() -> list[str]:
         return [*_ingest_faults(config, ingest, store), *plant.faults()]
 
-    def alive() -> bool:
-        return brain.stalled_s() < _ALIVE_S
-
     def counters() -> dict[str, float]:
         return store.counters() | {"worker_restarts_total": float(ingest.restarts)}
 
     fleet = FleetCollector(_version(), lambda: pipeline.view, pipeline.counts, store.ledger, counters, faults)
     sources = Sources(
         view=lambda: pipeline.view, ledger=store.ledger, journal=journal.entries,
-        registry=registry_of(fleet, AlertingCollector(alerting)), alive=alive, faults=faults,
+        registry=registry_of(fleet, AlertingCollector(alerting)), faults=faults,
+        alive=lambda: brain.stalled_s() < _ALIVE_S,
         ask=pipeline.desk.ask, say=pipeline.repair.desk.ask, roles=roles.load(config.web.tokens, state),
         more=(*alerting_routes(alerting), *Audit(journal, _anchor_file(config, state)).routes()),
         start=plant.starts,

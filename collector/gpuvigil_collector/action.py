@@ -104,7 +104,8 @@ class JobState:
     """One job. gpus: all its GPUs. checkpoint: of the newest request since the incident began.
 
     refusals: why its owner or its kind forbids to stop it: interactive, no_requeue, array, het, bare_pod,
-    disruption_budget, restart_budget, not_opted_in, other_users (a shared node).
+    disruption_budget, restart_budget, not_opted_in, other_users (a shared node). processes: the name that its
+    processes give themselves, by which they are asked, where that is another.
     """
 
     job: str
@@ -113,6 +114,7 @@ class JobState:
     dead: bool = False
     checkpoint: Literal["none", "pending", "saved", "impossible"] = "none"
     refusals: tuple[str, ...] = ()
+    processes: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,12 @@ def _named(what: str, value: object, valid: Callable[[str], bool]) -> str:
     return name
 
 
+def _is_job(name: str) -> bool:
+    """Tell whether it is one job's full name, its own or the scheduler's; no part of it is a blank."""
+    blank = any(word.lower() in PLACEHOLDERS for word in name.split("/"))
+    return not blank and (names.is_valid_job(name) or names.is_valid_workload(name))
+
+
 def _is_gpu(name: str) -> bool:
     return _GPU.match(name) is not None
 
@@ -88,7 +94,7 @@ def _target(question: Question) -> Gate:
     _named("the target's node", asked.node, names.is_valid_node_name)
     node, where = question.node, f"{asked.kind} on {asked.node}"
     if question.kind in ON_JOB:
-        job = question.job(_named("the target's job", asked.job, names.is_valid_job))
+        job = question.job(_named("the target's job", asked.job, _is_job))
         if node.node not in job.nodes:
             raise Unknown(f"job {job.job} does not run on {node.node}")
     if question.kind == "reset_gpu":

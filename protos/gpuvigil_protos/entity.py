@@ -14,6 +14,12 @@ NODE: Final = "node"
 ENTITY_MAX_CHARACTERS: Final = 200
 _ENTITY = re.compile(r"(node|(gpu|nvlink|disk|filesystem|interface|process|rank|job):[!-~]{1,190})\Z")
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}\Z")
+_WORKLOAD = (
+    re.compile(  # Kubernetes' own rules for a namespace, a kind with its group, a name, a group's number
+        r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?/[A-Z][A-Za-z0-9]{0,62}(?:\.[a-z0-9][a-z0-9.-]{0,100})?"
+        r"/[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?:/[0-9]{1,9})?\Z"
+    )
+)
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
 
@@ -71,6 +77,11 @@ def job_of(entity: str) -> str | None:
 def is_valid_job(text: str) -> bool:
     """Tell whether text from outside is a job's name."""
     return bool(_JOB_NAME.match(text))
+
+
+def is_valid_workload(text: str) -> bool:
+    """Tell whether text is how the Kubernetes part names a job: NAMESPACE/KIND/NAME, or with /GROUP."""
+    return bool(_WORKLOAD.match(text))
 
 
 def kind_of(entity: str) -> str:

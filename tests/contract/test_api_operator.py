@@ -2,59 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 
 import httpx
 import pytest
-from contract.test_api_asks import ASK, ticking
+from contract.operator_help import TOKENS, rig_with_tokens, say, told
+from contract.test_api_asks import ASK
 from unit.brain_help import Rig
 from unit.incident_help import finding
 
-from gpuvigil_collector.action import AmbiguousError, RefusedError
 from gpuvigil_collector.action_store import ActionStore
 from gpuvigil_collector.config import CollectorConfig, SaveSettings
 from gpuvigil_collector.journal import Journal
 from gpuvigil_collector.repair import words
-from gpuvigil_collector.repair.begin import JobStart
 from gpuvigil_collector.repair.plant import Plant
 from gpuvigil_collector.repair.settings import Remediation
 from gpuvigil_collector.saves.desk import SaveDesk
-from gpuvigil_collector.web import operator, roles
+from gpuvigil_collector.web import operator
 from gpuvigil_protos import pause
 
-TOKENS = {"v": "viewer", "o": "operator", "a": "admin"}
 RANK = ["nobody", "viewer", "operator", "admin"]
 
 
 @pytest.fixture
 def rig(tmp_path):
-    made = Rig(tmp_path, remediation=Remediation(mode="recommend"))
-    file = tmp_path / "tokens"
-    lines = [
-        f"{role}@site {role} {hashlib.sha256(token.encode()).hexdigest()}  # a comment"
-        for token, role in TOKENS.items()
-    ]
-    file.write_text("\n".join(["", *lines]))
-    made.roles = roles.load(str(file), tmp_path)
-    made.tick()
-    return made
+    return rig_with_tokens(tmp_path)
 
 
 @pytest.fixture
 def api(rig):
     with rig.serve() as url, httpx.Client(base_url=url, trust_env=False, timeout=15) as client:
         yield client
-
-
-def say(rig, api, path, token="o", **body):
-    headers = ASK | ({"Authorization": f"Bearer {token}"} if token else {})
-    return ticking(rig, lambda: api.post(f"/api/v1/{path}", headers=headers, json=body))
-
-
-def told(rig, incident=""):
-    return [(row["what"], row["detail"]) for row in rig.journal.entries(incident)]
 
 
 def case_now(api):
@@ -247,56 +226,3 @@ def test_r10_a_pause_file_on_the_collectors_host_pauses_the_collector(tmp_path, 
         assert made.repair.is_paused() == "" == made.executor._attempt.paused()
     finally:
         made.store.close()
-
-
-class Agents:
-    """What the executor's part of a start promises; the real one is in tests/integration."""
-
-    def __init__(self):
-        self.started, self.error = [], None
-
-    def begin_job(self, job, node, action, fence, avoid):
-        if self.error:
-            raise self.error
-        self.started.append((job, node, fence.generation, sorted(avoid)))
-        return f"{node or 'n1'}: {job} started, pid 7"
-
-
-def start(rig, api, token="o", **body):
-    agents = Agents()
-    agents.error = body.pop("error", None)
-    rig.start = JobStart(agents, rig.repair.desk.ask, body.pop("fence", rig._fence))
-    return say(rig, api, "jobs/train/start", token, **body), agents
-
-
-def test_an_operator_starts_a_job_and_the_journal_says_who_and_what_came_of_it(rig, api):
-    for token, status in (("", 401), ("v", 403), ("o", 200)):
-        answer, agents = start(rig, api, token, node="n0")
-        assert answer.status_code == status
-        assert agents.started == ([("train", "n0", 1, [])] if status == 200 else [])
-    assert answer.json()["outcome"] == "n0: train started, pid 7"
-    said = [(what, json.loads(detail)) for what, detail in told(rig) if "start" in what]
-    assert ("operator_start", {"who": "operator@site", "why": "train on n0"}) in said
-    ended = {"who": "operator@site", "why": "train: n0: train started, pid 7"}
-    assert ("operator_start_ended", ended) in said
-
-
-def test_a_start_is_refused_where_it_cannot_be_meant(rig, api):
-    def refusal(**more):
-        answer, agents = start(rig, api, **more)
-        assert (answer.status_code, agents.started) == (409, []), answer.text
-        return answer.json()["error"]["got"]
-
-    assert refusal(node="n9") == "n9"
-    assert "the lease is not ours" in refusal(fence=lambda: None)
-    assert refusal(error=RefusedError("train runs on n0 already")) == "train runs on n0 already"
-    assert any("refused: train runs on n0 already" in detail for _, detail in told(rig))
-    assert "look before" in refusal(error=AmbiguousError("n0: no answer"))
-    assert say(rig, api, "nodes/n0/maintenance", why="swap NIC", seconds=600).status_code == 200
-    rig.tick()
-    assert "under maintenance" in refusal(node="n0")
-    _, agents = start(rig, api)
-    assert agents.started == [("train", "", 1, ["n0"])], "another node is as good"
-    assert say(rig, api, "pause", why="looking").status_code == 200
-    rig.tick()
-    assert "looking" in refusal(node="n1")

@@ -82,14 +82,15 @@ def pod_template(labels: dict[str, str], gpus: int = 8, **spec: Any) -> dict[str
 
 
 def make_job(lab: KubeLab, space: str, pods: int, *, labels: dict[str, str] | None = None, backoff: int = 100,
-             owner: dict[str, Any] | None = None, template: dict[str, str] | None = None) -> str:  # fmt: skip
+             owner: dict[str, Any] | None = None, template: dict[str, str] | None = None,
+             gpus: int = 8) -> str:  # fmt: skip
     """Make a batch/v1 Job; its pods are made by the real controller."""
     name = fresh("job")
     meta: dict[str, Any] = {"name": name, "labels": labels or {}}
     if owner:
         meta["ownerReferences"] = [owner]
     spec = {"parallelism": pods, "completions": pods, "backoffLimit": backoff}
-    spec_template = pod_template({"train": name, **(template or {})})
+    spec_template = pod_template({"train": name, **(template or {})}, gpus)
     body = {"metadata": meta, "spec": {**spec, "template": spec_template}}
     lab.admin("POST", f"/apis/batch/v1/namespaces/{space}/jobs", body)
     return name

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from integration.kube_lab import KubeLab, lab
+from integration.kube_lab import KubeLab, lab, wait
 from integration.kube_things import (
     MAY_MOVE,
     action,
@@ -99,6 +99,24 @@ def test_jobs_their_nodes_and_why_not(lab: KubeLab) -> None:
     assert found.jobs[f"{space}/Pod/bare"].refusals == ("bare_pod",)
     assert set(found.nodes[one].jobs) == {f"{space}/Job/{job}", f"{closed}/Job/{shut}"}
     assert {place for *_, place in found.job_pods[f"{space}/Job/{job}"]} == {one, two}
+
+
+def test_r7_a_gang_waits_until_its_budget_lets_it_go(lab: KubeLab) -> None:
+    """One of two may go now: the gang may not, the next read says when it may."""
+    place, space = make_node(lab), make_namespace(lab, MAY_MOVE)
+    job = make_job(lab, space, 2, gpus=4)
+    run_pods(lab, space, f"train={job}", 2, [place])
+    path = f"/apis/policy/v1beta1/namespaces/{space}/poddisruptionbudgets"
+    budget = make_budget(lab, space, {"train": job}, least=1)
+
+    def allowed() -> int:
+        return int(lab.admin("GET", f"{path}/{budget}")["status"]["disruptionsAllowed"])
+
+    wait(lambda: allowed() == 1, 30, lambda: f"{allowed()}")
+    assert view(lab).jobs[f"{space}/Job/{job}"].refusals == ("disruption_budget",)
+    lab.admin("PATCH", f"{path}/{budget}", {"spec": {"minAvailable": 0}})
+    wait(lambda: allowed() == 2, 30, lambda: f"{allowed()}")
+    assert view(lab).jobs[f"{space}/Job/{job}"].refusals == ()
 
 
 def test_a_node_that_lost_all_its_gpus_is_still_there(lab: KubeLab) -> None:

@@ -13,18 +13,20 @@ from typing import Literal
 
 from gpuvigil_collector.action import JobState, NodeState
 from gpuvigil_collector.kube import others
-from gpuvigil_collector.kube.api import Deadline, KubeApi, KubeError
-from gpuvigil_collector.kube.budgets import never_allows, read_budgets
+from gpuvigil_collector.kube.api import Deadline, KubeApi, KubeError, StatusError
+from gpuvigil_collector.kube.budgets import never_allows, read_budgets, refused_by
 from gpuvigil_collector.kube.marks import held, standing, tainted
 from gpuvigil_collector.kube.objects import (
     Budget,
     Meta,
+    Namespace,
     NamespacePage,
     Node,
     NodePage,
     Pod,
     PodPage,
     is_gpu,
+    path_word,
     quantity,
 )
 from gpuvigil_collector.kube.settings import KubernetesSettings
@@ -77,6 +79,20 @@ def read(api: KubeApi, settings: KubernetesSettings) -> KubernetesView:
     )
 
 
+def read_pause(api: KubeApi, settings: KubernetesSettings) -> str:
+    """Return what the pause annotation says now, "" for none: one GET, for the time between two reads.
+
+    Raises KubeError.
+    """
+    try:
+        path = f"/api/v1/namespaces/{path_word(settings.namespace)}"
+        return _paused(api.get(path, Namespace, Deadline(settings.call_timeout)).metadata)
+    except StatusError as error:
+        if error.code == 404:
+            return ""
+        raise
+
+
 def _node_state(node: Node, jobs: Mapping[str, JobState], settings: KubernetesSettings) -> NodeState:
     name, labels = node.metadata.name, node.metadata.labels
     hold, why = _hold(node, settings.taint_key)
@@ -114,11 +130,23 @@ def _hold(node: Node, taint_key: str) -> tuple[Literal["none", "ours", "foreign"
 
 def _job_state(gang: Gang, namespaces: Mapping[str, Meta], budgets: list[Budget], keep: int) -> JobState:
     words = list(refusals(gang, namespaces, keep))
-    if gang.chain is not None and never_allows(gang.pods, budgets):
+    if gang.chain is not None and _kept_by_budgets(gang, budgets):
         words.append("disruption_budget")
     return JobState(
         job=gang.job, nodes=gang.nodes, gpus=sum(pod.gpus for pod in gang.pods), refusals=tuple(words)
     )
+
+
+def _kept_by_budgets(gang: Gang, budgets: list[Budget]) -> bool:
+    """Whether the gang may not go now: asked anew with each read, so that nobody else waits for it.
+
+    Of pods that stand alone only those of one node go: the actuator asks for them.
+    """
+    home = [one for one in budgets if one.metadata.namespace == gang.pods[0].metadata.namespace]
+    try:
+        return never_allows(gang.pods, home) or bool(not gang.one_by_one and refused_by(gang.pods, home))
+    except KubeError:  # two budgets over one pod: the server evicts it never
+        return True
 
 
 def _gpu_count(node: Node) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, Literal
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from gpuvigil_collector.action import Kind, Signal
 
 TRAIL_MAX: Final = 200
+_JOB_SHOWN: Final = 128
 Outcome = Literal[
     "",  # under way
     "observed",  # allowed, and the mode is observe: what would have been done is in the journal
@@ -88,5 +90,11 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         self.outcome, self.ended_ns, self.waits, self.action = outcome, now_ns, "", ""
 
     def action_id(self, kind: Kind, job: str = "") -> str:
-        """Name the action of this step and attempt; of one job where a step has several."""
-        return f"{self.id}-{self.step}-{self.attempt}-{kind}" + (f"-{job}" if job else "")
+        """Name the action of this step and attempt; of one job where a step has several.
+
+        It becomes part of addresses, so a scheduler's job loses its slashes; one with a long name is cut.
+        """
+        word = job.replace("/", ":")
+        if len(word) > _JOB_SHOWN:
+            word = f"{word[:_JOB_SHOWN]}-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
+        return f"{self.id}-{self.step}-{self.attempt}-{kind}" + (f"-{word}" if job else "")

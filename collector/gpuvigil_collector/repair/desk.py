@@ -18,7 +18,7 @@ from gpuvigil_collector.policy import Policy
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.hands import SafeHands
 from gpuvigil_collector.repair.needs import Scenery
-from gpuvigil_collector.repair.walk import Scene, Walk
+from gpuvigil_collector.repair.walk import Scene, Walk, last_sign_ns
 from gpuvigil_detectors.base import FactEvent
 from gpuvigil_protos import entity as names
 
@@ -35,6 +35,8 @@ class RepairDesk:
         self.policy, self.hands, self.kept, self._new_id = policy, hands, hands.kept, new_id
         self._walk = Walk(policy, hands)
         self._seen = {(case.incident, case.playbook) for case in self.kept.cases.values()}
+        returned = [case for case in self.kept.cases.values() if case.outcome == "returned"]
+        self._returned = {case.incident: case.ended_ns for case in returned}
         self._asked: deque[tuple[Callable[[RepairDesk, int], Any], Future[Any]]] = deque()
         self._lock = threading.Lock()
         self.drills: list[FactEvent] = []
@@ -113,14 +115,16 @@ class RepairDesk:
                 future.set_exception(error)
 
     def _open(self, incident: Incident, busy: set[tuple[str, bool]], now_ns: int) -> None:
-        """Begin a case where policy names a playbook that this incident has not had.
+        """Begin a case where policy names a playbook that this incident has not had, or it shows anew.
 
         One case a node, and one drill: what is still wrong when it ends gets its own.
         """
         partition = self._partition(incident.node)
         playbook = self.policy.playbook_for(incident.fault_class, incident.severity, partition)
         key = (incident.id, playbook)
-        if key in self._seen or not incident.node or not self.acts(playbook):
+        if not incident.node or not self.acts(playbook):
+            return
+        if key in self._seen and not self._relapsed(incident, now_ns):
             return
         if len(self.kept.cases) >= CASES_MAX or (incident.node, incident.synthetic) in busy:
             return
@@ -133,13 +137,21 @@ class RepairDesk:
             synthetic=incident.synthetic,
         )  # fmt: skip
         self._seen.add(key)
+        self._returned.pop(incident.id, None)
         self.kept.cases[case.id] = case
         detail = f"{playbook} for {incident.fault_class} on {incident.target}"
         self.hands.tell(now_ns, "case_opened", detail, incident.id)
 
+    def _relapsed(self, incident: Incident, now_ns: int) -> bool:
+        """Whether an incident that is still open shows again since its node was returned."""
+        ended_ns = self._returned.get(incident.id)
+        return ended_ns is not None and last_sign_ns(incident, now_ns) > ended_ns
+
     def _closed(self, case: Case, now_ns: int) -> None:
         if case.outcome == "returned" and self.kept.marks is not None:
             self.kept.marks.returned[case.node] = now_ns
+        if case.outcome == "returned":
+            self._returned[case.incident] = now_ns
         last = case.trail[-1].what if case.trail else ""
         self.hands.tell(now_ns, "case_ended", f"{case.outcome}: {last}", case.incident)
 
@@ -148,11 +160,16 @@ class RepairDesk:
         return nodes[node].partition if nodes is not None and node in nodes else ""
 
     def _jobs_on(self, node: str) -> tuple[str, ...] | None:
-        """Jobs that run on a node, as far as anyone says; None while nobody can be asked."""
+        """Jobs that run on a node, as far as anyone says; None while nobody can be asked.
+
+        Last those that nobody may stop: one job is moved at a time, and who refuses must not hold up others.
+        """
         state = self.hands.scenery.state
         if state.nodes is None or state.jobs is None or node not in state.nodes:
             return None
-        return tuple(job for job in state.nodes[node].jobs if job not in state.jobs or state.jobs[job].nodes)
+        jobs = state.jobs
+        here = [job for job in state.nodes[node].jobs if job not in jobs or jobs[job].nodes]
+        return tuple(sorted(here, key=lambda job: job in jobs and bool(jobs[job].refusals)))
 
     def _troubled(self, case: Case) -> str:
         """What else holds on a case's node that policy acts on."""
@@ -182,5 +199,6 @@ class RepairDesk:
         many = len(self.kept.cases) - CASES_MAX // 2
         for place, case in enumerate(sorted(ended, key=lambda case: case.ended_ns)):
             if place < many or now_ns - case.ended_ns > _KEPT_NS:
+                self._returned.pop(case.incident, None)
                 self.kept.drop(case.id)
                 self._proven.discard(case.id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -14,6 +16,7 @@ from gpuvigil_detectors.base import NodeFact
 from gpuvigil_detectors.training.jobs import Job
 
 VIEW_AGE_MAX_S: Final = 60.0
+_POD: Final = re.compile(r"pod([0-9a-f][0-9a-f_-]{31,})(?:\.slice)?\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ class SchedulerView:
 
     adds: fills a node's state with what the scheduler says of it; as it was for a node that it does not know.
     jobs: those that it runs, by name: what it can move. others: another remediator whose nodes are not split
-    from ours. paused: a pause that was made there, "" for none.
+    from ours. paused: a pause that was made there, "" for none. pods: the job of each pod uid without dashes.
     """
 
     at_ns: int
@@ -30,6 +33,7 @@ class SchedulerView:
     jobs: Mapping[str, JobState]
     others: str = ""
     paused: str = ""
+    pods: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,9 @@ def with_fleet(base: FleetState, sources: Sources, now_ns: int) -> FleetState:
         return replace(base, nodes=None, jobs=None, paused=None, breaker_ns=None)
     if sources.silenced is None:
         return replace(base, nodes=None, jobs=None)
-    hooked = {name: _hooked(job) for name, job in sources.jobs.items()}
+    joined = joined_jobs(sources.jobs, view.pods) if view is not None else {}
+    hooked = {name: _hooked(job) for name, job in sources.jobs.items() if name not in joined}
+    processes = {told: name for name, told in joined.items()}
     running: dict[str, list[str]] = {}
     for name, job in hooked.items():
         for node in job.nodes:
@@ -72,10 +78,33 @@ def with_fleet(base: FleetState, sources: Sources, now_ns: int) -> FleetState:
         }
     )
     told = view.jobs if view is not None else {}
-    jobs = hooked | {name: _placed(job, nodes) for name, job in told.items()}
+    jobs = hooked | {
+        name: replace(_placed(job, nodes), processes=processes.get(name, "")) for name, job in told.items()
+    }
     others, paused = (view.others, view.paused) if view is not None else ("", "")
     paused_too = base.paused if base.paused is None or base.paused else paused
     return replace(base, nodes=nodes, jobs=jobs, others=others, paused=paused_too)
+
+
+def joined_jobs(jobs: Mapping[str, Job], pods: Mapping[str, str]) -> dict[str, str]:
+    """Return the scheduler's name of each job whose ranks all live in pods of that one job, of no other's.
+
+    The node's kernel says in which pod a process is. Where two jobs share a scheduler's job both stay apart.
+    """
+    found = {}
+    for name, job in jobs.items():
+        ranks = job.living or list(job.ranks.values())
+        owners = {pods.get(_pod(rank.workload), "") for rank in ranks} if pods else set()
+        if len(owners) == 1 and "" not in owners:
+            found[name] = owners.pop()
+    shared = Counter(found.values())
+    return {name: told for name, told in found.items() if shared[told] == 1}
+
+
+def _pod(workload: str) -> str:
+    """Return the pod uid without dashes that a control group names, "" for none."""
+    match = _POD.search(workload)
+    return re.sub("[_-]", "", match[1]) if match else ""
 
 
 def _node(fact: NodeFact, sources: Sources, jobs: tuple[str, ...], held: bool, marks: Marks) -> NodeState:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from gpuvigil_collector.action import (
-    ON_JOB,
     Action,
     ActionState,
     FleetState,
-    JobState,
     Kind,
     Proposal,
     Verdict,
@@ -22,8 +20,8 @@ from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.journal import Note
 from gpuvigil_collector.policy import Step
 from gpuvigil_collector.repair.case import Case
-from gpuvigil_collector.repair.evidence import signals_of
 from gpuvigil_collector.repair.needs import NOTHING, Executor, Saves, Scenery
+from gpuvigil_collector.repair.propose import proposal_of, with_case
 from gpuvigil_collector.repair.store import Kept
 from gpuvigil_collector.repair.walk import Word
 
@@ -88,7 +86,7 @@ class SafeHands:
             asked = self.actions.get(case.action)
             if asked is not None and asked.state in {"awaiting", "rejected", "expired"}:
                 return self._stands(case, step, asked)
-            return self._saved(case, self.saves.stands(job, case.incident))
+            return self._saved(case, self.saves.stands(self._processes(job), case.incident))
         return Word("waits", case.waits) if self._too_soon(case) else self._begin_save(case, step, job)
 
     def _begin_save(self, case: Case, step: Step, job: str) -> Word:
@@ -115,13 +113,18 @@ class SafeHands:
 
     def _ask_for_save(self, proposal: Proposal, verdict: Verdict) -> Action:
         """Checkpoints are no actuator's: the save desk asks the job's ranks."""
-        self.saves.begin(proposal.job, proposal.incident)
+        self.saves.begin(self._processes(proposal.job), proposal.incident)
         return self._decided(proposal, "issued", verdict)
 
     def awaits(self, case: Case) -> bool:
         """Whether a case waits for a person, which has an end of its own."""
         action = self.actions.get(case.action)
         return action is not None and action.state == "awaiting"
+
+    def _processes(self, job: str) -> str:
+        """The name under which a job's own processes are asked."""
+        known = (self.scenery.state.jobs or {}).get(job)
+        return (known.processes if known is not None else "") or job
 
     def effect(self, case: Case, step: Step, job: str) -> Word:
         """Have an effect, or say how it stands."""
@@ -160,7 +163,7 @@ class SafeHands:
             raise KeyError(action_id)
         case = self.kept.cases[action.proposal.case]
         proposal = replace(action.proposal, approved_by=by)
-        verdict = self.judge(self._state_for(case), proposal, now_ns)
+        verdict = self.judge(with_case(self.scenery.state, case), proposal, now_ns)
         self.verdicts[action_id] = verdict
         if not verdict.allowed or verdict.effect == "none":
             detail = next((gate.detail for gate in verdict.gates if gate.name == verdict.gate), "observe")
@@ -238,8 +241,8 @@ class SafeHands:
 
     def _judged(self, case: Case, step: Step, job: str) -> tuple[Verdict, Proposal]:
         """Ask the kernel; a denial is told when its gate changes, not each time."""
-        now_ns, state = self.scenery.now_ns, self._state_for(case)
-        proposal = self._proposal(case, step, job, state)
+        now_ns, state = self.scenery.now_ns, with_case(self.scenery.state, case)
+        proposal = proposal_of(case, step, job, state, self.scenery.open.get(case.incident))
         verdict = self.judge(state, proposal, now_ns)
         case.asked_ns = now_ns
         if verdict.trips_breaker and (marks := self.kept.marks) is not None and not marks.breaker_ns:
@@ -251,32 +254,6 @@ class SafeHands:
                 case.denied_by = verdict.gate
                 self._decided(proposal, "denied", verdict)
         return verdict, proposal
-
-    def _state_for(self, case: Case) -> FleetState:
-        """The fleet with this case's own knowledge of checkpoints."""
-        state = self.scenery.state
-        if state.jobs is None or not case.jobs:
-            return state
-        jobs: dict[str, JobState] = dict(state.jobs)
-        for name, checkpoint in case.jobs.items():
-            if name in jobs:
-                jobs[name] = replace(jobs[name], checkpoint=checkpoint)
-        return replace(state, jobs=jobs)
-
-    def _proposal(self, case: Case, step: Step, job: str, state: FleetState) -> Proposal:
-        incident = self.scenery.open.get(case.incident)
-        if incident is not None:
-            case.evidence = list(signals_of(incident.findings))
-        known = state.nodes.get(case.node) if state.nodes is not None else None
-        affected = state.jobs.get(job) if job and state.jobs is not None else None
-        gpus = affected.gpus if affected is not None else known.gpus if known is not None else 0
-        return Proposal(
-            id=case.action_id(step.do, job), case=case.id, incident=case.incident,
-            fault_class=case.fault_class, playbook=case.playbook, step=case.step, kind=step.do,
-            node=case.node, reason=case.cause, gpu=case.gpu if step.do == "reset_gpu" else "",
-            job=job if step.do in ON_JOB else "", gpus=1 if step.do == "reset_gpu" else gpus,
-            deadline_s=float(step.within), evidence=tuple(case.evidence), synthetic=case.synthetic,
-        )  # fmt: skip
 
     def _submit(self, proposal: Proposal, verdict: Verdict) -> Action:
         """Hand an allowed action to the executor, which has it on disk before it returns."""

@@ -60,7 +60,12 @@ class Plant:
         self.starts = JobStart(self.executor, self.repair.desk.ask, self.lease.fence)
 
     def _paused(self) -> str | None:
-        return self.repair.is_paused()
+        """Ours, a file's, or one that was made in the scheduler; None when any of it cannot be told."""
+        said = self.repair.is_paused()
+        if said or said is None or self.scheduler is None:
+            return said
+        view = self.scheduler.view()
+        return view.paused if view is not None else None
 
     def _ended(self, bug: BaseException | None) -> None:
         self.on_end(bug)

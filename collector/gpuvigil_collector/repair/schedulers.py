@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
@@ -18,6 +19,8 @@ from gpuvigil_collector.slurm.view import SlurmView
 from gpuvigil_collector.slurm.watch import SlurmWatch
 
 _KUBE_EVERY_S: Final = 10.0
+_PAUSE_EVERY_S: Final = 2.0
+_PAUSE_STALE_S: Final = 10.0
 
 
 class Scheduler(Protocol):
@@ -77,34 +80,54 @@ class SlurmScheduler:
 
 
 class KubernetesScheduler:
-    """Kubernetes, by its API; read in a thread of its own at an interval."""
+    """Kubernetes, by its API; read in a thread of its own at an interval.
+
+    A large cluster takes its time, and a pause must not: a second thread reads the annotation alone.
+    """
 
     def __init__(self, settings: KubernetesSettings, clock: Callable[[], int] = time.time_ns) -> None:
         from gpuvigil_collector.kube import api, view  # noqa: PLC0415 - an extra's libraries
 
-        self._settings, self._clock, self._read = settings, clock, view.read
-        self._api = api.KubeApi(api.connection(settings.kubeconfig), call_s=settings.call_timeout)
+        self._settings, self._clock = settings, clock
+        self._read, self._read_pause = view.read, view.read_pause
+        config = api.connection(settings.kubeconfig)
+        self._api, self._pause_api = (api.KubeApi(config, call_s=settings.call_timeout) for _ in range(2))
         self._error: type[Exception] = api.KubeError
+        self._paused, self._paused_s = "", float("-inf")
         self._newest: SchedulerView | None = None
         self._trouble = "kubernetes: not read yet"
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="kubernetes-watch", daemon=True)
-        self._thread.start()
+        loops = {"kubernetes-watch": self._loop, "kubernetes-pause": self._watch_pause}
+        self._threads = [threading.Thread(target=loop, name=n, daemon=True) for n, loop in loops.items()]
+        for thread in self._threads:
+            thread.start()
 
     def view(self) -> SchedulerView | None:
         """Return the newest reading; None while there is none that is fresh."""
         newest = self._newest
         stale_ns = 2 * int((_KUBE_EVERY_S + self._settings.read_deadline) * 1e9)
-        return newest if newest is not None and 0 <= self._clock() - newest.at_ns <= stale_ns else None
+        if newest is None or not 0 <= self._clock() - newest.at_ns <= stale_ns:
+            return None
+        known = time.monotonic() - self._paused_s <= _PAUSE_STALE_S
+        return replace(newest, paused=self._paused if known else "the pause annotation cannot be read")
 
     def trouble(self) -> str:
         """Say why the last reading failed, "" when it did not."""
         return self._trouble
 
     def stop(self) -> None:
-        """End the thread; a reading in progress has its deadline."""
+        """End the threads; a reading in progress has its deadline."""
         self._stopping.set()
-        self._thread.join(self._settings.read_deadline + 1)
+        for thread in self._threads:
+            thread.join(self._settings.read_deadline + 1)
+
+    def _watch_pause(self) -> None:
+        while not self._stopping.is_set():
+            asked_s = time.monotonic()
+            with suppress(self._error):  # the other reading tells it; what is not known pauses after a while
+                self._paused = self._read_pause(self._pause_api, self._settings)
+                self._paused_s = asked_s
+            self._stopping.wait(_PAUSE_EVERY_S)
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -116,9 +139,14 @@ class KubernetesScheduler:
                 self._trouble = ""
                 self._newest = SchedulerView(
                     at_ns=found.read_ns, adds=partial(with_kubernetes, found.nodes), jobs=found.jobs,
-                    others=found.others, paused=found.paused,
+                    others=found.others, pods=pods_of(found.job_pods),
                 )  # fmt: skip
             self._stopping.wait(_KUBE_EVERY_S)
+
+
+def pods_of(job_pods: Mapping[str, Sequence[tuple[str, str, str, str]]]) -> dict[str, str]:
+    """Return job by pod uid, the uid without its dashes, of (namespace, name, uid, node) by job."""
+    return {uid.replace("-", ""): job for job, pods in job_pods.items() for _, _, uid, _ in pods}
 
 
 def with_kubernetes(nodes: Mapping[str, NodeState], state: NodeState) -> NodeState:

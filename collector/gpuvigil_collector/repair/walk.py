@@ -16,7 +16,6 @@ from gpuvigil_collector.repair.case import Case
 
 ATTEMPTS_MAX: Final = 3
 _SECOND_NS: Final = 1_000_000_000
-_CODES: Final = ("xid_", "sxid_")
 
 Progress = Literal["waits", "done", "failed", "would", "rejected", "lost"]
 
@@ -70,6 +69,14 @@ class Scene:
     jobs: Callable[[str], tuple[str, ...] | None]
     movable: Callable[[str], bool]
     troubled: Callable[[Case], str]
+
+
+def last_sign_ns(incident: Incident, now_ns: int) -> int:
+    """When an incident's fault last showed; now where its findings do not say.
+
+    It may be open for longer: a report such as Xid 79 stays true for hours, also when the GPU is mended.
+    """
+    return min(now_ns, max((finding.end_ns for finding in incident.findings), default=now_ns))
 
 
 class Walk:

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 
 from gpuvigil_collector.action import Action, Verdict
+from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.marks import Until
 from gpuvigil_collector.repair.stage import RepairView
+from gpuvigil_collector.repair.walk import last_sign_ns
 
 Json = dict[str, Any]
 
@@ -62,22 +64,21 @@ def action(one: Action, verdict: Verdict | None) -> Json:
     }  # fmt: skip
 
 
-def state_of(incident: str, fingerprint: str, resolved: bool, view: RepairView) -> str:
-    """The state of an incident as people see it; relapsed: open again on a node that we returned."""
-    mine = [one for one in view.cases if one.incident == incident]
+def state_of(incident: Incident, view: RepairView) -> str:
+    """The state of an incident as people see it; relapsed: it shows again on a node that we returned."""
+    mine = [one for one in view.cases if one.incident == incident.id]
     running = [one for one in mine if not one.ended and one.held | bool(one.action)]
     if running:
         validating = running[-1].clean_until_ns or running[-1].action.endswith("-validate")
         return "validating" if validating else "remediating"
-    if resolved:
+    if incident.state == "resolved":
         return "resolved"
     marks = view.marks
-    if marks is not None and fingerprint in marks.acknowledged:
+    if marks is not None and incident.fingerprint in marks.acknowledged:
         return "acknowledged"
-    if marks is not None and any(
-        one.fingerprint == fingerprint and one.outcome == "returned" and one.incident != incident
-        for one in view.cases
-    ):
+    same = [one for one in view.cases if one.fingerprint == incident.fingerprint]
+    shown_ns = last_sign_ns(incident, incident.seen_ns)
+    if any(one.outcome == "returned" and one.ended_ns < shown_ns for one in same):
         return "relapsed"
     return "open"
 

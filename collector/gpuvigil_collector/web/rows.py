@@ -103,14 +103,13 @@ def _latest(entities: list[str], view: View) -> dict[str, dict[str, float]]:
 
 def incident(one: Incident, view: View) -> Json:
     """One row of /incidents."""
-    resolved = one.state == "resolved"
     return {
         "id": one.id,
         "fingerprint": one.fingerprint,
         "class": one.fault_class,
         "scope": one.scope,
         "severity": one.severity,
-        "state": state_of(one.id, one.fingerprint, resolved, view.repair),
+        "state": state_of(one, view.repair),
         "node": one.node,
         "target": one.target,
         "cause": one.cause,

@@ -51,6 +51,7 @@ _MEMORY_EVERY_NS: Final = 10 * SECOND_NS
 class Rank:
     """One rank of a job. ended: "" while it lives, else exit, died or replaced. Ages in s, NaN = not told.
 
+    workload: its control group, as the node's kernel says, cut at the scheduler's unit (a pod, a Slurm job).
     memory_past: resident bytes, one reading in 10 s. end_ns: int64 [n]; steps: float32 [n, COLUMNS], oldest
     first, NaN = absent.
     """
@@ -61,6 +62,7 @@ class Rank:
     since_ns: int = 0
     restart: int = 0
     on_request: str = ""
+    workload: str = ""
     ended: str = ""
     ended_ns: int = 0
     ended_phase: str = ""
@@ -179,6 +181,7 @@ class Jobs:
         job.ranks[number] = Rank(
             node=event.node, number=number, gpu=event.fields.get("gpu", ""), since_ns=event.time_ns,
             restart=restart, on_request=event.fields.get("on_request", ""),
+            workload=event.fields.get("workload", ""),
         )  # fmt: skip
 
     def _down(self, event: FactEvent) -> None:
