@@ -29,11 +29,12 @@ IDS = re.compile(r"test_((?:[rs]\d+_)+)")
 HEAD = """\
 # Promises and how they stand
 
-Written by `make promises` from the tests' own results: not edited by hand. A promise is proven by the tests
-that carry its id. *met*: all of them passed and nothing is known to be missing; *partly*: they passed, and the
-last column says what is missing and which part of the project owes it; *not shown here*: some were not run, or
-the machine lacked what they need. n is the most trials that one of its tests counted, with how many went wrong
-among them; the bound is the highest rate of failures that this n leaves possible with 95 % confidence.
+Written by `make promises` from the tests' own results: not edited by hand. A promise is proven by the
+tests that carry its id. *met*: all of them passed and nothing is known to be missing; *partly*: they
+passed, and the last column says what is missing and which part of the project owes it; *not shown here*:
+some were not run, or the machine lacked what they need. n is the most trials that one of its tests
+counted, with how many went wrong among them; the bound is the highest rate of failures that this n
+leaves possible with 95 % confidence.
 """
 
 
