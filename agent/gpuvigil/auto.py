@@ -84,9 +84,20 @@ def register(module: Any) -> None:
         hook(Optimizers(monitor).stepped)
 
 
+def trains() -> bool:
+    """True for a rank of a launcher, and for the command of `gpuvigil run` itself: `python train.py`.
+
+    Helpers that such a process starts are left alone; GPUVIGIL_AUTO=single has them watched, where a script
+    stands between `gpuvigil run` and a training of one process.
+    """
+    if any(name in os.environ for name in _RANKS) or os.environ.get("GPUVIGIL_AUTO") == "single":
+        return True
+    return os.environ.get("GPUVIGIL_RUN") == str(os.getppid())
+
+
 def install() -> None:
-    """Watch for torch in a process that is a rank; launchers and other helpers are left alone."""
-    if not any(name in os.environ for name in _RANKS) and os.environ.get("GPUVIGIL_AUTO") != "single":
+    """Watch for torch in a process that trains; the hook waits for its first optimizer's step."""
+    if not trains():
         return
     if _MODULE in sys.modules:
         register(sys.modules[_MODULE])

@@ -1,6 +1,7 @@
 """`gpuvigil run -- COMMAND`: a training command, seen without a change, restarted from its checkpoints.
 
     gpuvigil run -- torchrun --nproc-per-node=8 train.py
+    gpuvigil run -- python train.py
     gpuvigil run --checkpoints /checkpoints/run7 -- torchrun --nproc-per-node=8 train.py
 
 With --checkpoints it starts the command again when it fails, or when an operator asks (`gpuvigil restart`):
@@ -64,6 +65,7 @@ def surroundings(outer: "os._Environ[str]", job: str, hook: bool) -> Dict[str, s
     env["GPUVIGIL_JOB"] = job or identity(env)["job"]  # one name for the launcher and all its ranks
     # the shared store keeps dead ranks' addresses: a restart in place then hangs or fails
     env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    env["GPUVIGIL_RUN"] = str(os.getpid())  # the command itself knows by it that it may be the training
     if hook:
         root = str(_SITE.parents[1])  # where the package itself is found, if it is not installed there
         env["PYTHONPATH"] = os.pathsep.join(

@@ -117,3 +117,29 @@ def test_a_sitecustomize_that_ours_hides_still_runs(tmp_path: Path) -> None:
     done = run("--", sys.executable, "-c", "import os; print(os.environ.get('SEEN'))",
                PYTHONPATH=os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))  # fmt: skip
     assert done.stdout == "yes\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "watched"),
+    [
+        (False, {}, True),
+        (True, {}, False),
+        (True, {"GPUVIGIL_AUTO": "single"}, True),
+        (True, {"RANK": "0"}, True),
+    ],
+)
+def test_the_command_itself_is_watched_and_what_it_starts_only_as_a_rank(
+    tmp_path: Path, script: bool, more: dict[str, str], watched: bool
+) -> None:
+    package = tmp_path / "torch/optim"  # the hook looks for one name of torch and takes one function of it
+    package.mkdir(parents=True)
+    (tmp_path / "torch/__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "optimizer.py").write_text(
+        "def register_optimizer_step_post_hook(hook):\n    print('watched', hook.__name__)\n"
+    )
+    train = [sys.executable, "-c", "import torch.optim.optimizer; print('trained')"]
+    between = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"] if script else []
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    done = run("--", *between, *train, PYTHONPATH=path, **more)
+    assert done.stdout == ("watched stepped\n" if watched else "") + "trained\n", done.stderr
