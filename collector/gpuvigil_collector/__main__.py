@@ -13,7 +13,7 @@ from gpuvigil_collector.alerting.metrics import AlertingCollector
 from gpuvigil_collector.alerting.service import Alerting
 from gpuvigil_collector.anchor import Anchor
 from gpuvigil_collector.brain import Brain
-from gpuvigil_collector.command_line import Arguments, parse
+from gpuvigil_collector.command_line import Arguments, check_named_files, parse
 from gpuvigil_collector.config import CollectorConfig, Detection
 from gpuvigil_collector.export.counts import Counts
 from gpuvigil_collector.export.metrics import FleetCollector, registry_of
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = parsed.load()
         _check_votes(config.detection)
+        check_named_files(config)
         if parsed.check_config:
             sys.stdout.write(effective(config))
             return 0

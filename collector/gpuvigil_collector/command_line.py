@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gpuvigil_collector import policy, site
 from gpuvigil_collector.config import CollectorConfig, load
+from gpuvigil_collector.web import roles
+from gpuvigil_protos.settings import ConfigError
 
 DEFAULT_CONFIG = Path("/etc/gpuvigil/collector.toml")
 
@@ -43,3 +46,23 @@ def parse(arguments: list[str] | None) -> Arguments:
         help="override one key of the file; VALUE as in TOML, or plain text",
     )  # fmt: skip
     return parser.parse_args(arguments, namespace=Arguments())
+
+
+def check_named_files(config: CollectorConfig) -> None:
+    """Read the files that the config names beside the certificates. Raises ConfigError that says which key."""
+    helper = config.actuators.helper
+    readers = (
+        ("remediation.policy", config.remediation.policy, policy.load),
+        ("remediation.site", config.remediation.site, site.load),
+        ("web.tokens", config.web.tokens, roles.read),
+        ("actuators.helper.key", helper.key if helper else "", Path.read_bytes),
+    )
+    for key, name, read in readers:
+        try:
+            if name:
+                read(Path(name))
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            why = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"{key}: {name} cannot be read: {why}") from None

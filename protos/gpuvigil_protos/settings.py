@@ -11,9 +11,9 @@ import ipaddress
 import re
 import ssl
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -136,10 +136,14 @@ def convert(raw: dict[str, Any], kind: type[T], origin: str) -> T:
 
 
 def _choices(kind: type, key: str) -> list[str]:
-    """Return the words that a key of a Literal type accepts; nothing for a key inside a list."""
+    """Return the words that a key accepts; `a.b`, `a[0].b`, `a[...]` (a dict's value) as msgspec names it."""
     inner: Any = kind
-    for part in key.split("."):
-        fields = msgspec.structs.fields(inner) if _is_struct(inner) else ()
+    for part in re.findall(r"[^.\[\]]+|\[[^\]]*\]", key):
+        if part.startswith("["):  # what a list, a tuple or a dict holds comes last, but for the ...
+            inner = next((held for held in reversed(get_args(inner)) if held is not Ellipsis), None)
+            continue
+        struct = next(filter(_is_struct, (inner, *get_args(inner))), None)
+        fields = msgspec.structs.fields(struct) if struct is not None else ()
         inner = next((field.type for field in fields if field.encode_name == part), None)
     return [str(word) for word in get_args(inner)]
 
@@ -162,9 +166,21 @@ def _refuse_unknown_keys(raw: dict[str, Any], kind: type, origin: str, prefix: s
     for key, value in raw.items():
         if key not in fields:
             raise ConfigError(f"{origin}: unknown key {unknown(prefix + key, fields, 'known keys')}")
-        inner = fields[key]
-        if isinstance(value, dict) and _is_struct(inner):
-            _refuse_unknown_keys(value, inner, origin, f"{prefix}{key}.")
+        for inner, table, name in _inner_tables(fields[key], value, prefix + key):
+            _refuse_unknown_keys(table, inner, origin, f"{name}.")
+
+
+def _inner_tables(kind: Any, value: object, name: str) -> Iterator[tuple[type, dict[str, Any], str]]:
+    """Yield the tables of one key with their struct: the key's own, each of a list, each of a dict by its name."""
+    inner = next(filter(_is_struct, (kind, *get_args(kind))), None)
+    found: Iterable[tuple[object, str]] = [(value, name)]
+    if isinstance(value, list):
+        found = [(item, f"{name}[{number}]") for number, item in enumerate(value)]
+    elif isinstance(value, dict) and get_origin(kind) is dict:
+        found = [(item, f"{name}.{key}") for key, item in value.items()]
+    for table, where in found if inner is not None else ():
+        if isinstance(table, dict):
+            yield inner, table, where
 
 
 def effective(config: msgspec.Struct) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpuvigil_agent.__main__ import main
 from gpuvigil_agent.config import AgentConfig
+from gpuvigil_protos import settings as config_files
 
 EXAMPLE = (Path(__file__).parents[2] / "deploy/config/agent.toml").read_text()
 KEYS = [
@@ -108,3 +110,12 @@ def test_a_file_damaged_anywhere_ends_in_0_or_in_one_line(
     code, out, err = check("--config", str(file))
     assert (code, bool(out), len(err.splitlines())) in {(0, True, 0), (1, False, 1)}, err
     assert err.rstrip("\n").isprintable()
+
+
+def test_the_shipped_file_shows_every_key_with_its_default() -> None:
+    shipped, defaults = tomllib.loads(EXAMPLE), tomllib.loads(config_files.effective(AgentConfig()))
+    assert shipped.pop("supervisor") == {"jobs": {}} and defaults.pop("supervisor") == {"jobs": {}}
+    assert {name: set(table) if isinstance(table, dict) else () for name, table in shipped.items()} == {
+        name: set(table) if isinstance(table, dict) else () for name, table in defaults.items()
+    }
+    assert config_files.convert(tomllib.loads(EXAMPLE), AgentConfig, "agent.toml") == AgentConfig()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from gpuvigil_collector.__main__ import main
 from gpuvigil_collector.config import CollectorConfig, load
 from gpuvigil_collector.web.server import bind
 from gpuvigil_protos import settings
@@ -36,6 +38,12 @@ def write(tmp_path, text):
         ("[saves]\nevidence_interval = '1s'", ["saves.evidence_interval", 'at least "10s"', "got 1 s"]),
         ("[ingest]\nworkers = 0", ["ingest.workers"]),
         ("[ingest", ["not valid TOML"]),
+        ("[remediation]\nmode = 'acts'", ["remediation.mode: expected one of observe, recommend, act, got 'acts'"]),
+        ("[remediation.partition_modes]\na = 'acts'", ["remediation.partition_modes", "one of observe, recommend"]),
+        ("[actuators.kubernetes]\nnamespce = 'a'", ["actuators.kubernetes.namespce", 'mean "namespace"']),
+        ("[[actuators.command]]\nkind = ['hold']", ["actuators.command[0].kind", 'mean "kinds"']),
+        ("[[actuators.command]]\nname = 'a'\nkinds = ['hold', 'holt']\napply = ['/a']\nlook = ['/a']",
+         ["actuators.command[0].kinds[1]: expected one of notify, ", "got 'holt'"]),
     ],
 )
 def test_a_wrong_file_is_refused_with_key_expected_and_got(tmp_path, text, words):
@@ -76,8 +84,36 @@ def test_the_effective_config_reads_back_as_itself(tmp_path):
     assert load(write(tmp_path, settings.effective(config)), []) == config
 
 
-def test_the_shipped_file_is_the_defaults():
+def keys(table, prefix=""):
+    """Return every key of a document, an empty table being one."""
+    return {
+        key
+        for name, value in table.items()
+        for key in (keys(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name})
+    }
+
+
+def test_the_shipped_file_is_the_defaults_and_shows_every_key():
     assert load(SHIPPED, []) == CollectorConfig()
+    shipped = tomllib.loads(SHIPPED.read_text())
+    assert keys(shipped) == keys(tomllib.loads(settings.effective(CollectorConfig())))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[remediation]\npolicy = 'FILE'", "remediation.policy: "),
+        ("[remediation]\nsite = 'FILE'", "remediation.site: "),
+        ("[web]\ntokens = 'FILE'", "web.tokens: "),
+        ("[actuators.helper]\nkey = 'FILE'", "actuators.helper.key: "),
+    ],
+)
+def test_a_file_that_is_named_and_missing_is_said_by_check_config_too(tmp_path, capsys, text, key):
+    missing = tmp_path / "missing"
+    path = write(tmp_path, text.replace("FILE", str(missing)))
+    assert main(["--config", str(path), "--check-config"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and key in err and str(missing) in err and err.count("\n") == 1
 
 
 def test_a_port_in_use_is_one_clear_line():

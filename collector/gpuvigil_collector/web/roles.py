@@ -63,7 +63,7 @@ def load(path: str, state: Path) -> Roles:
     """Read the tokens, and make the admin's at the first start. Raises ConfigError."""
     people = {_hash(_admin_token(state / ADMIN_FILE)): Person(name="admin.token", role="admin")}
     if path:
-        people |= _read(Path(path))
+        people |= read(Path(path))
     return Roles(people)
 
 
@@ -85,11 +85,12 @@ def _admin_token(path: Path) -> str:
     return token
 
 
-def _read(path: Path) -> dict[str, Person]:
+def read(path: Path) -> dict[str, Person]:
+    """Read a file of tokens: hash -> whose. Raises ConfigError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"web.tokens: {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     people: dict[str, Person] = {}
     for number, line in enumerate(lines[:_LINES_MAX], 1):
         text = line.partition("#")[0].strip()
