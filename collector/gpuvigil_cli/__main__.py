@@ -201,6 +201,14 @@ def scan(context: typer.Context) -> None:
     raise typer.Exit(dispatch(["scan", *context.args]))
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False
+)
+def run(context: typer.Context) -> None:
+    """Run a training command: seen without a change to it, restarted from its checkpoints."""
+    raise typer.Exit(dispatch(["run", *context.args]))
+
+
 @app.command("flight-recorder")
 def flight_recorder(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of dumps, one file a rank.")],

@@ -164,8 +164,9 @@ class Client:
             raise CliError(_reason(response), code=1)
         if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             raise CliError(
-                f"{self.url}{path}: not allowed ({_reason(response)}): expected --token-file with a token of "
-                "that role; the collector's own is admin.token in its state directory"
+                f"{self.url}{path}: not allowed: expected {_reason(response, 'expected')}, got "
+                f"{_reason(response)}. Name it with --token-file; the collector's own is admin.token in its "
+                "state directory"
             )
         return self._object(path, response)
 
@@ -198,10 +199,10 @@ def _check_job(job: str) -> None:
         raise CliError(f"job: expected letters, digits and ._:+-, got {clean(job, 130)!r}")
 
 
-def _reason(response: httpx.Response) -> str:
-    """Return the sentence of a refusal; whatever came, cleaned."""
+def _reason(response: httpx.Response, part: str = "got") -> str:
+    """Return the sentence of a refusal, or another part of it; whatever came, cleaned."""
     try:
-        return clean(response.json()["error"]["got"], 500)
+        return clean(response.json()["error"][part], 500)
     except (ValueError, KeyError, TypeError):
         return clean(response.text, 300)
 

@@ -28,6 +28,11 @@ def severity(row: Json) -> str:
     return f"[{style}]{word}[/]" if style else markup(word, 20)
 
 
+def kind(row: Json) -> str:
+    """Return an incident's class, and that it is a drill where it is one: nothing of it is broken."""
+    return markup(row.get("class", ""), 60) + (" (drill)" if row.get("synthetic") is True else "")
+
+
 def show_status(console: Console, health: Json) -> None:
     """Say in a few lines how the collector and its fleet are."""
     nodes, up = health.get("nodes", 0), health.get("nodes_up", 0)
@@ -112,7 +117,7 @@ def show_incidents(console: Console, incidents: list[Json], *, every: bool) -> N
         opened = clock(row.get("opened_ns"))
         console.print(
             f"[bold]{markup(row.get('id', ''), 100)}[/]  {severity(row)}  "
-            f"{markup(row.get('class', ''), 60)}  {short(row.get('target', ''), 260)}  "
+            f"{kind(row)}  {short(row.get('target', ''), 260)}  "
             f"{markup(row.get('state', ''), 20)}  since {opened}"
         )
         indented(console, 4, short(row.get("cause", "")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from gpuvigil_cli.client import Json
-from gpuvigil_cli.show import indented, severity
+from gpuvigil_cli.show import indented, kind, severity
 from gpuvigil_cli.text import clock, markup, number, quantity
 
 _ROLES = {"cause": 0, "symptom": 1}
@@ -19,7 +19,7 @@ def show_why(console: Console, incident: Json) -> None:
     console.print(
         f"incident   {markup(incident.get('id', ''), 100)} ({markup(incident.get('state', ''), 20)})"
     )
-    console.print(f"class      {markup(incident.get('class', ''), 60)}, {severity(incident)}")
+    console.print(f"class      {kind(incident)}, {severity(incident)}")
     console.print(f"target     {markup(incident.get('target', ''), 260)}")
     console.print(
         f"since      {clock(incident.get('opened_ns'))}, last seen {clock(incident.get('seen_ns'))}"

@@ -86,6 +86,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
             self.end_headers()
             self.wfile.write(body)
 
+        do_POST = do_GET
+
         def log_message(self, *_: object) -> None:
             return
 
@@ -159,6 +161,35 @@ def test_incidents_asks_for_open_ones_unless_all(stub: Stub, capsys: pytest.Capt
     assert main(["incidents", "--all"]) == 0
     assert [query["state"] for query in stub.queries] == [["open"], ["all"]]
     assert "fell off the bus" in capsys.readouterr().out
+
+
+def test_a_drill_is_said_to_be_one_wherever_its_incident_is_shown(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for synthetic in (True, False):
+        row = {**INCIDENT, "synthetic": synthetic}
+        stub.answers["/api/v1/incidents"] = page(row)
+        stub.answers["/api/v1/incidents/inc-1"] = {"version": 1, **row, "findings": [FINDING], "journal": []}
+        for command in (["incidents"], ["why", "inc-1"]):
+            assert main(command) == 0
+            assert ("(drill)" in capsys.readouterr().out) is synthetic
+
+
+def test_what_is_not_allowed_says_which_token_it_wants(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.status = 401
+    refusal = {"field": "authorization", "expected": "the token of an operator", "got": "no token"}
+    stub.raw = json.dumps({"error": refusal}).encode()
+    assert main(["pause", "why"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not allowed: expected the token of an operator, got no token" in said and "--token-file" in said
+
+
+def test_help_names_every_command_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    words = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert {"run", "scan", "status", "jobs", "why", "demo", "pause"} <= words
 
 
 def test_why_ranks_cause_first_and_shows_numbers(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
