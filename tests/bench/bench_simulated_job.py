@@ -54,9 +54,12 @@ def measure(pid: int, seconds: float) -> tuple[float, float, float, float]:
 def main() -> None:
     """Run the rounds and print one line each, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.rounds = 10, 1
     rows: dict[str, list[tuple[float, float, float, float]]] = {"no job": [], "8 ranks": []}
     with harness.Lab() as lab:
         collector = harness.start_collector(lab)

@@ -155,6 +155,13 @@ def test_product_knows_nothing_of_the_workplace(path: Path) -> None:
     assert not re.search(r"/work/|\.\./shared|/root/|/home/[a-z]", text)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/bench").glob("bench_*.py")), ids=name_of)
+def test_every_benchmark_knows_the_short_run(path: Path) -> None:
+    """`make bench ARGS=--quick` gives the word to each."""
+    words = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    assert "--quick" in words
+
+
 def test_dependencies_of_the_base_install_are_none() -> None:
     """`pip install gpuvigil` pulls nothing: the hook lives in training images."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
