@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None) -> Arguments:
 
 
 def check_named_files(config: CollectorConfig) -> None:
-    """Read the files that the config names beside the certificates. Raises ConfigError that says which key."""
+    """Read the files that the config names beside the certificates. Raises ConfigError with the key."""
     helper = config.actuators.helper
     readers = (
         ("remediation.policy", config.remediation.policy, policy.load),

@@ -171,15 +171,15 @@ def _refuse_unknown_keys(raw: dict[str, Any], kind: type, origin: str, prefix: s
 
 
 def _inner_tables(kind: Any, value: object, name: str) -> Iterator[tuple[type, dict[str, Any], str]]:
-    """Yield the tables of one key with their struct: the key's own, each of a list, each of a dict by its name."""
-    inner = next(filter(_is_struct, (kind, *get_args(kind))), None)
+    """Yield the tables of one key with struct and name: the key's own, each of a list, each of a dict."""
+    inner: type | None = next(filter(_is_struct, (kind, *get_args(kind))), None)
     found: Iterable[tuple[object, str]] = [(value, name)]
     if isinstance(value, list):
         found = [(item, f"{name}[{number}]") for number, item in enumerate(value)]
     elif isinstance(value, dict) and get_origin(kind) is dict:
         found = [(item, f"{name}.{key}") for key, item in value.items()]
-    for table, where in found if inner is not None else ():
-        if isinstance(table, dict):
+    for table, where in found:
+        if inner is not None and isinstance(table, dict):
             yield inner, table, where
 
 

@@ -38,12 +38,20 @@ def write(tmp_path, text):
         ("[saves]\nevidence_interval = '1s'", ["saves.evidence_interval", 'at least "10s"', "got 1 s"]),
         ("[ingest]\nworkers = 0", ["ingest.workers"]),
         ("[ingest", ["not valid TOML"]),
-        ("[remediation]\nmode = 'acts'", ["remediation.mode: expected one of observe, recommend, act, got 'acts'"]),
-        ("[remediation.partition_modes]\na = 'acts'", ["remediation.partition_modes", "one of observe, recommend"]),
+        (
+            "[remediation]\nmode = 'acts'",
+            ["remediation.mode: expected one of observe, recommend, act, got 'acts'"],
+        ),
+        (
+            "[remediation.partition_modes]\na = 'acts'",
+            ["remediation.partition_modes", "one of observe, recommend"],
+        ),
         ("[actuators.kubernetes]\nnamespce = 'a'", ["actuators.kubernetes.namespce", 'mean "namespace"']),
         ("[[actuators.command]]\nkind = ['hold']", ["actuators.command[0].kind", 'mean "kinds"']),
-        ("[[actuators.command]]\nname = 'a'\nkinds = ['hold', 'holt']\napply = ['/a']\nlook = ['/a']",
-         ["actuators.command[0].kinds[1]: expected one of notify, ", "got 'holt'"]),
+        (
+            "[[actuators.command]]\nname = 'a'\nkinds = ['hold', 'holt']\napply = ['/a']\nlook = ['/a']",
+            ["actuators.command[0].kinds[1]: expected one of notify, ", "got 'holt'"],
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_with_key_expected_and_got(tmp_path, text, words):

@@ -89,7 +89,9 @@ class Operator:
         self.refused += 1
         _log.warning("write_refused", path=request.url.path[:200], who=person.name if person else "nobody")
         if person is None:
-            return _error(401, "authorization", f"Bearer and the token of an {needed}", "no token that is known")
+            return _error(
+                401, "authorization", f"Bearer and the token of an {needed}", "no token that is known"
+            )
         return _error(403, "authorization", f"the role {needed}", person.role)
 
     def guarded(self, route: Route) -> Route:
