@@ -86,7 +86,7 @@ class Site:
 
     @contextlib.contextmanager
     def run(self, bad: str, at_s: float, lasts_s: float) -> Iterator[Site]:
-        """Register the nodes, run all; `at_s` after the agents began a GPU of `bad` is lost for `lasts_s`."""
+        """Register the nodes and run all; `at_s` after the agents began a GPU of `bad` is lost."""
         for name in self.names:
             make_node(self.lab, name=name, gpus=GPUS, labels={"topology.kubernetes.io/zone": name})
         scenario, config = self.folder / "scenario.toml", self.folder / "collector.toml"
