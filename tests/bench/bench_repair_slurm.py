@@ -47,6 +47,7 @@ def one(number: int, clean_wait_s: int) -> Times | str:
                 state = fleet.node_says("gn1")
                 if case["outcome"] != "returned" or state != ("idle", ""):
                     return f"{case['outcome']}, node {state}: {case['trail'][-1:]}"
+                print(f"run {number}: {times}", file=sys.stderr, flush=True)
                 return times
     except AssertionError as error:
         return str(error)[:3000]
