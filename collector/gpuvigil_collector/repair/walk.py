@@ -54,8 +54,8 @@ class Hands(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What holds now. jobs: of a node; None: not known. movable: of these, what can be started elsewhere. troubled: what else
-    is wrong with a case's node, "" for nothing.
+    """What holds now. jobs: of a node; None: not known. movable: of these, what can be started elsewhere.
+    troubled: what else is wrong with a case's node, "" for nothing.
     """
 
     now_ns: int
@@ -97,18 +97,13 @@ class Walk:
             late = case.waits or "no answer"
             return self._failed(case, step, f"not done within {step.within:g} s: {late}", scene.now_ns)
         there = scene.jobs(case.node)
-        if there is None and not case.action and (step.when != "always" or step.do in ON_JOB):
-            case.waits = f"what runs on {case.node} is not known"
-            return False
         running = [job for job in there or () if job not in case.moved]
+        if obstacle := _obstacle(case, step, running if there is not None else None):
+            case.waits = obstacle
+            return False
         if step.when == "job" and not running and not case.action:
             case.next_step(scene.now_ns)
             return True
-        if step.when == "idle" and running and not case.action:
-            case.waits = (
-                f"{len(running)} job{'s' * (len(running) > 1)} on {case.node}: {', '.join(running[:3])}"
-            )
-            return False
         return self._do(case, step, running, scene)
 
     def _do(self, case: Case, step: Step, running: list[str], scene: Scene) -> bool:
@@ -254,3 +249,15 @@ class Walk:
     def _returned(self, case: Case) -> bool:
         steps = self._policy.playbook[case.playbook].steps
         return any(step.do == "release" for step in steps) and not case.held
+
+
+def _obstacle(case: Case, step: Step, running: list[str] | None) -> str:
+    """Say what a step must wait for before it begins, "" for nothing. running: None, not known."""
+    if case.action:
+        return ""
+    if running is None:
+        needs = step.when != "always" or step.do in ON_JOB
+        return f"what runs on {case.node} is not known" if needs else ""
+    if step.when != "idle" or not running:
+        return ""
+    return f"{len(running)} job{'s' * (len(running) > 1)} on {case.node}: {', '.join(running[:3])}"
