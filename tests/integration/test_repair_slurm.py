@@ -140,7 +140,7 @@ def slurm_restarts(fleet: RepairFleet) -> int:
 def test_r3_a_collector_killed_in_the_midst_of_a_repair_ends_it_and_repeats_nothing(
     slurm: SlurmLab, folder: Path, turn: int
 ) -> None:
-    """Killed as one of the first ten transitions is on disk: GPUVIGIL_SEED draws which (4: a hold intended)."""
+    """Killed as one of the first ten transitions is on disk; GPUVIGIL_SEED draws it (4: a hold intended)."""
     seed = os.environ.get("GPUVIGIL_SEED", "4")
     number = random.Random(f"{seed}/{turn}").randrange(1, 11)
     since = log_size(slurm)
