@@ -81,8 +81,7 @@ class FactEvent:
     """One event of one node, in the collector's time. kind: xid, sxid, kernel, gpu_lost, gpu_returned,
     driver_stuck, driver_recovered, driver_crashed, recovery_action, agent, hook, rank_up, rank_down,
     collectives; proven: the collector's own, of a node that passed a test begun at time_ns. entity is the
-    local name
-    (`gpu:GPU-5d1b`, `node`). origin: driver, kernel_log, agent, job. time_ns is when it
+    local name (`gpu:GPU-5d1b`, `node`). origin: driver, kernel_log, agent, job. time_ns is when it
     happened, hours ago where a backlog brings it: it is judged at its own time.
     boot_id is the sender's, empty when unknown. judged is True for an event that a brain before this one
     has judged: it is here again, at its own time, so that memory is rebuilt; it is no news.

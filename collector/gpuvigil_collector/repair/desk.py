@@ -94,7 +94,7 @@ class RepairDesk:
         )
 
     def take_drills(self) -> tuple[FactEvent, ...]:
-        """Return what rules must hear since the last call: drills, and nodes that passed a test."""
+        """Return what rules must hear since the last call: operators' drills, nodes that passed a test."""
         drills, self.drills = tuple(self.drills), []
         return drills
 

@@ -30,7 +30,7 @@ class Saving:
             del self._asked[next(iter(self._asked))]
 
     def stands(self, job: str, by: str) -> Word:
-        """Say how it goes. What an earlier run of the collector asked for is asked anew: that harms nobody.
+        """Say how it goes. What an earlier run of the collector asked for is asked for anew: it harms nobody.
 
         A job of which nothing is known yet right after the start is no job that cannot save.
         """
@@ -47,11 +47,12 @@ class Saving:
         if isinstance(error, StrangerError) and self._steady_s() - self._began_s < _RETURN_S:
             del self._asked[job, by]
             return Word("waits", f"{job} is not known yet: the collector has just started")
-        if isinstance(error, RefusedError):
-            return Word("failed", str(error))
-        request = future.result()
-        if not request.ended:
-            return Word("waits", f"{job}: checkpoint {request.state}")
-        if request.state == "saved":
-            return Word("done", f"step {request.step} in {request.path}")
-        return Word("failed", f"{request.state}: {request.detail}")
+        return Word("failed", str(error)) if isinstance(error, RefusedError) else _word(future.result())
+
+
+def _word(request: SaveRequest) -> Word:
+    if not request.ended:
+        return Word("waits", f"{request.job}: checkpoint {request.state}")
+    if request.state == "saved":
+        return Word("done", f"step {request.step} in {request.path}")
+    return Word("failed", f"{request.state}: {request.detail}")

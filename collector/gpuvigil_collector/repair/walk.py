@@ -116,18 +116,13 @@ class Walk:
     def _among_jobs(self, case: Case, step: Step, scene: Scene) -> bool:
         """Do a step when the jobs on the node allow it."""
         there = scene.jobs(case.node)
-        if there is None and not case.action and (step.when != "always" or step.do in ON_JOB):
-            case.waits = f"what runs on {case.node} is not known"
-            return False
         running = [job for job in there or () if job not in case.moved]
+        if obstacle := _obstacle(case, step, running if there is not None else None):
+            case.waits = obstacle
+            return False
         if step.when == "job" and not running and not case.action:
             case.next_step(scene.now_ns)
             return True
-        if step.when == "idle" and running and not case.action:
-            case.waits = (
-                f"{len(running)} job{'s' * (len(running) > 1)} on {case.node}: {', '.join(running[:3])}"
-            )
-            return False
         return self._do(case, step, running, scene)
 
     def _do(self, case: Case, step: Step, running: list[str], scene: Scene) -> bool:
@@ -272,3 +267,15 @@ class Walk:
     def _returned(self, case: Case) -> bool:
         steps = self._policy.playbook[case.playbook].steps
         return any(step.do == "release" for step in steps) and not case.held
+
+
+def _obstacle(case: Case, step: Step, running: list[str] | None) -> str:
+    """Say what a step must wait for before it begins, "" for nothing. running: None, not known."""
+    if case.action:
+        return ""
+    if running is None:
+        needs = step.when != "always" or step.do in ON_JOB
+        return f"what runs on {case.node} is not known" if needs else ""
+    if step.when != "idle" or not running:
+        return ""
+    return f"{len(running)} job{'s' * (len(running) > 1)} on {case.node}: {', '.join(running[:3])}"
