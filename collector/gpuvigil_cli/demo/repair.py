@@ -134,7 +134,9 @@ class RepairAct:
     def stands(self) -> str:
         """Say how far it came."""
         last = self.stages[-1] if self.stages else None
-        return f"{self.outcome or f'waits for {self._waits}'}; " + (f"last {last.name}: {last.what}" if last else "not found")
+        return f"{self.outcome or f'waits for {self._waits}'}; " + (
+            f"last {last.name}: {last.what}" if last else "not found"
+        )
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, time after the onset and words of each stage, for the table at the end."""

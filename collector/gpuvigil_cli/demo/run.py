@@ -112,7 +112,9 @@ def _play(
     if act is not None:
         act.begin()
         plan = Plan(
-            faults=plan.faults + 1, first_s=min(plan.first_s, act.onset_s), last_s=max(plan.last_s, act.onset_s)
+            faults=plan.faults + 1,
+            first_s=min(plan.first_s, act.onset_s),
+            last_s=max(plan.last_s, act.onset_s),
         )
     job = TrainingJob(place, client, screen, start_ns) if options.training else None
     if job is not None:

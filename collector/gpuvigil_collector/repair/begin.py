@@ -42,7 +42,11 @@ class JobStart:
         avoid = self._ask(words.may_start(job, node, by)).result(_BRAIN_S)["avoid"]
         fence = self._fence()
         if fence is None:
-            raise UnheardError("lease", "this collector to hold it", "the lease is not ours: another acts, or it is new (30 s)")
+            raise UnheardError(
+                "lease",
+                "this collector to hold it",
+                "the lease is not ours: another acts, or it is new (30 s)",
+            )
         action = f"start-{secrets.token_hex(6)}"
         try:
             said = self._executor.begin_job(job, node, action, fence, frozenset(avoid))

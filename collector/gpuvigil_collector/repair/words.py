@@ -102,17 +102,25 @@ def may_start(job: str, node: str, by: str) -> Word:
         state = desk.hands.scenery.state
         _marks(desk)
         if state.paused is None or state.paused:
-            raise UnheardError("pause", "no pause", f"paused: {state.paused}" if state.paused else "not known whether paused")
+            raise UnheardError(
+                "pause", "no pause", f"paused: {state.paused}" if state.paused else "not known whether paused"
+            )
         if state.nodes is None:
             raise UnheardError("fleet", "its state", "the state of the fleet is not known now")
         if node:
             _known(desk, node)
         for case in desk.running:
             if job == case.moving or (job in case.jobs and job not in case.moved):
-                raise UnheardError("job", "one that is not under repair", f"{job} is under repair: case {case.id}")
+                raise UnheardError(
+                    "job", "one that is not under repair", f"{job} is under repair: case {case.id}"
+                )
         avoid = [name for name, one in state.nodes.items() if one.maintenance]
         if node in avoid:
-            raise UnheardError("node", "one without maintenance", f"{node} is under maintenance: {state.nodes[node].maintenance}")
+            raise UnheardError(
+                "node",
+                "one without maintenance",
+                f"{node} is under maintenance: {state.nodes[node].maintenance}",
+            )
         return _told(desk, now_ns, "start", by, f"{job} on {node or 'any node'}") | {"avoid": avoid}
 
     return word
