@@ -225,7 +225,7 @@ def test_a_start_is_refused_where_it_cannot_be_meant(rig, api):
     assert say(rig, api, "nodes/n0/maintenance", why="swap NIC", seconds=600).status_code == 200
     rig.tick()
     assert "under maintenance" in refusal(node="n0")
-    answer, agents = start(rig, api)
+    _, agents = start(rig, api)
     assert agents.started == [("train", "", 1, ["n0"])], "another node is as good"
     assert say(rig, api, "pause", why="looking").status_code == 200
     rig.tick()

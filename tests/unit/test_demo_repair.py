@@ -1,4 +1,4 @@
-"""The demo's repair: what the collector and agents are told, what is approved and when, what counts as its end."""
+"""The demo's repair: what collector and agents are told, what is approved and when, what its end is."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_case_that_was_handed_over_ends_the_act_badly(act: RepairAct) -> None:
 
 
 def test_the_supervised_job_does_not_outlive_the_demo(act: RepairAct) -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     environment = {**os.environ, "GPUVIGIL_SUPERVISED": f"{JOB}:abc"}
     child = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, start_new_session=True

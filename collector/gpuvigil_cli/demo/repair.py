@@ -124,7 +124,8 @@ class RepairAct:
         """The object of --json."""
         return {
             "job": JOB, "ranks": 2 if supervised.with_torch() else 1, "node": NODES[0], "to": NODES[1],
-            "onset_ns": self.onset_ns, "returned": self.good, "outcome": self.outcome, "resumed": self.resumed,
+            "onset_ns": self.onset_ns, "returned": self.good, "outcome": self.outcome,
+            "resumed": self.resumed,
             "stages": [
                 {"stage": stage.name, "seconds": self._after_s(stage), "what": stage.what}
                 for stage in self.stages

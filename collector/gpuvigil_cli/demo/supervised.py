@@ -1,4 +1,4 @@
-"""The files of the demo's repair: two nodes whose agents may run one job, and what the collector may do there."""
+"""The files of the demo's repair: two nodes whose agents may run one job, and what the collector may do."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def onset_s(*, training: bool) -> float:
     """When the GPU is lost, s after the start: the job must have made steps by then."""
     if not with_torch():
         return _LEASE_S + 14
-    return _LEASE_S + (40 if training else 34)
+    return _LEASE_S + (50 if training else 46)
 
 
 def collector_tables(layout: Layout) -> dict[str, dict[str, object]]:
@@ -101,7 +101,7 @@ def _job_tables(layout: Layout, node: str) -> dict[str, dict[str, object]]:
     passed = {key: clean_environment().get(key, "") for key in ("PYTHONPATH", "HOME")}
     environment: dict[str, object] = {key: text for key, text in passed.items() if text}
     return {
-        "helper": {"pause_files": [str(layout.fleet / node / "pause")]},  # a pause of this very machine is not its
+        "helper": {"pause_files": [str(layout.fleet / node / "pause")]},  # not this machine's pause
         f"supervisor.jobs.{JOB}": {
             "command": command, "directory": str(folder), "grace": "3s",
             "checkpoints": str(folder / "checkpoints"),

@@ -33,7 +33,7 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     held: the node carries a hold of this case. jobs: those that ran there when it began, with the checkpoint
     that each gave. action: id of the action under way, "" for none. waits: what for, for people.
-    clean_until_ns: end of the clean wait after a test that passed. test_began_ns, test_passed_ns: of that test.
+    clean_until_ns: end of the clean wait after a test that passed. test_began_ns, test_passed_ns: its times.
     """
 
     id: str

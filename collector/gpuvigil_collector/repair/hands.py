@@ -89,8 +89,9 @@ class SafeHands:
             if asked is not None and asked.state in {"awaiting", "rejected", "expired"}:
                 return self._stands(case, step, asked)
             return self.saves.stands(job, case.incident)
-        if self._too_soon(case):
-            return Word("waits", case.waits)
+        return Word("waits", case.waits) if self._too_soon(case) else self._begin_save(case, step, job)
+
+    def _begin_save(self, case: Case, step: Step, job: str) -> Word:
         verdict, proposal = self._judged(case, step, job)
         if not verdict.allowed:
             return Word("waits", case.waits)
@@ -105,14 +106,12 @@ class SafeHands:
         return Word("waits", f"{job} was asked for a checkpoint")
 
     def _ask_for_save(self, proposal: Proposal, verdict: Verdict) -> Action:
-        """Checkpoints are no actuator's: the save desk asks the job's ranks."""
         self.saves.begin(proposal.job, proposal.incident)
         return self._decided(proposal, "issued", verdict)
 
     def awaits(self, case: Case) -> bool:
         """Whether a case waits for a person, which has an end of its own."""
-        action = self.actions.get(case.action)
-        return action is not None and action.state == "awaiting"
+        return (action := self.actions.get(case.action)) is not None and action.state == "awaiting"
 
     def effect(self, case: Case, step: Step, job: str) -> Word:
         """Have an effect, or say how it stands."""
