@@ -27,6 +27,14 @@ def test_every_fault_is_found_and_nothing_else_is_alarmed() -> None:
     assert done.returncode == 0, f"seed {seed}\n{done.stderr[-6000:]}"
     outcome = json.loads(done.stdout)
     assert (outcome["nodes"], outcome["gpus"], outcome["false_alarms"]) == (16, 8, 0)
-    assert len(outcome["faults"]) == 13
+    assert len(outcome["faults"]) == 14
     assert all(fault["correct"] for fault in outcome["faults"])
     assert outcome["seconds"] < 180
+    repair = outcome["repair"]
+    assert repair["returned"], repair
+    stages = [stage["stage"] for stage in repair["stages"]]
+    assert stages == ["found", "checkpoint", "hold", "move_job", "validate", "validate", "release"]
+    seconds = [stage["seconds"] for stage in repair["stages"]]
+    assert seconds == sorted(seconds)
+    resumed = repair["resumed"]
+    assert resumed["step"] - resumed["checkpoint_step"] >= 0

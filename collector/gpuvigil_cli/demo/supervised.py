@@ -41,7 +41,7 @@ def onset_s(*, training: bool) -> float:
     """When the GPU is lost, s after the start: the job must have made steps by then."""
     if not with_torch():
         return _LEASE_S + 14
-    return _LEASE_S + (40 if training else 34)
+    return _LEASE_S + (50 if training else 46)
 
 
 def collector_tables(layout: Layout) -> dict[str, dict[str, object]]:

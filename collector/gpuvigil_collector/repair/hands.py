@@ -118,8 +118,7 @@ class SafeHands:
 
     def awaits(self, case: Case) -> bool:
         """Whether a case waits for a person, which has an end of its own."""
-        action = self.actions.get(case.action)
-        return action is not None and action.state == "awaiting"
+        return (action := self.actions.get(case.action)) is not None and action.state == "awaiting"
 
     def _processes(self, job: str) -> str:
         """The name under which a job's own processes are asked."""
