@@ -42,6 +42,7 @@ WRITES = {
     "/api/v1/incidents/{id}/false-positive": "operator",
     "/api/v1/jobs/{job}/checkpoint": "operator",
     "/api/v1/jobs/{job}/restart": "operator",
+    "/api/v1/jobs/{job}/start": "operator",
     "/api/v1/test-alert": "operator",
 }
 RPCS = {"gpuvigil_protos.v1.TelemetryService.Stream": "node"}

@@ -8,6 +8,7 @@ import pytest
 from unit.fake_snapshot import Fleet, run
 from unit.incident_help import T0, Life, finding, fleet, gpu
 
+from gpuvigil_collector.export.view import View
 from gpuvigil_collector.web import rows
 from gpuvigil_detectors.rules import Rules
 from gpuvigil_detectors.structural import Structural
@@ -69,7 +70,8 @@ def test_a_drill_and_a_fault_are_two_incidents(order):
         held.append(finding("gpu_error", gpu("n1"), rule="xid_119", at=second, synthetic=synthetic))
         life.hold(second * 5, second * 5 + 5, *held)
     assert [one.synthetic for one in life.tracker.open.values()] == list(order)
-    assert [rows.incident(one, T0)["synthetic"] for one in life.tracker.open.values()] == list(order)
+    view = View(started_ns=T0, now_ns=T0)
+    assert [rows.incident(one, view)["synthetic"] for one in life.tracker.open.values()] == list(order)
     assert len({one.fingerprint for one in life.tracker.open.values()}) == 2
     life.hold(10, 45, *(one for one in held if not one.synthetic))
     assert [one.synthetic for one in life.tracker.open.values()] == [False], "the drill's end ends the drill"

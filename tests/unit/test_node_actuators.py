@@ -151,11 +151,11 @@ def test_an_order_ends_with_the_right_to_act(signer: Signer) -> None:
     actuator.apply(action("reboot"), fence)
     order = orders.decode(agents.asked[0][2]["order"].encode())
     assert order.expires_ns <= fence.until_ns and order.generation == 3
-    with pytest.raises(RefusedError, match="right to act"):
+    with pytest.raises(RefusedError, match="lease of generation 3 ends"):
         actuator.apply(action("reboot"), Fence(holder="t", generation=3, until_ns=time.time_ns()))
     assert len(agents.asked) == 1
     supervisor = SupervisorActuator(agents, {"train": ("n1",)})
-    with pytest.raises(RefusedError, match="right to act"):
+    with pytest.raises(RefusedError, match="lease of generation 3 ends"):
         supervisor.apply(action("hold"), Fence(holder="t", generation=3, until_ns=time.time_ns()))
     assert len(agents.asked) == 1
 
