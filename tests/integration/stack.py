@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,3 +106,9 @@ def wait_for(ask: Callable[[], T | None], within_s: float, what: str) -> T:
                 return found
         assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
         time.sleep(0.2)
+
+
+def life_of(incident: dict[str, Any]) -> list[str]:
+    """What the journal says of an incident's own life, without what repair decided about it."""
+    told = [str(entry["what"]) for entry in incident["journal"]]
+    return [what for what in told if not what.startswith(("case_", "action_"))]

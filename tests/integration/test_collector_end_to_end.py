@@ -67,7 +67,7 @@ def test_a_lost_gpu_is_one_incident_before_and_after_kill_9(tmp_path, ports):
         (again,) = incidents(web, "all")
         assert (again["id"], again["opened_ns"]) == (found["id"], found["opened_ns"])
         whole = json.loads(stack.fetch(f"http://127.0.0.1:{web}/api/v1/incidents/{again['id']}"))
-        assert [entry["what"] for entry in whole["journal"]] == ["opened"]
+        assert stack.life_of(whole) == ["opened"]
 
 
 def test_sigterm_ends_the_collector_in_time_with_status_0(tmp_path, ports):

@@ -7,6 +7,7 @@ more. Prints a line a node. It may be run again: what is off stays off.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 
 from gpuvigil_collector.kube.api import STRATEGIC, Deadline, KubeApi, KubeError, StatusError, connection
@@ -17,14 +18,25 @@ from gpuvigil_protos.settings import ConfigError
 
 _TRIES = 5
 _WITHIN_S = 300.0
+_SETTLE_S = 2.0  # the node controller answers a change within a second
 
 
 def withdraw(api: KubeApi, settings: KubernetesSettings) -> Iterator[str]:
-    """Take our marks off all nodes; yield a sentence for each. Raises KubeError."""
+    """Take our marks off all nodes; yield a sentence for each. Raises KubeError.
+
+    Ends when a second look finds none: the node controller, which answers the end of a cordon, may write the
+    taints back as it saw them before (see `marks.taint_patch`).
+    """
     deadline = Deadline(_WITHIN_S)
-    for node in list(api.items("/api/v1/nodes", NodePage, deadline, settings.nodes_max)):
-        if _ours(node, settings):
+    while found := _marked(api, settings, deadline):
+        for node in found:
             yield f"{node.metadata.name}: {_off(api, node, settings, deadline)}"
+        time.sleep(_SETTLE_S)
+
+
+def _marked(api: KubeApi, settings: KubernetesSettings, deadline: Deadline) -> list[Node]:
+    nodes = list(api.items("/api/v1/nodes", NodePage, deadline, settings.nodes_max))
+    return [node for node in nodes if _ours(node, settings)]
 
 
 def _off(api: KubeApi, node: Node, settings: KubernetesSettings, deadline: Deadline) -> str:
