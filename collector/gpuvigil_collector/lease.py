@@ -1,35 +1,27 @@
 """The lease: of the collectors that share one store, one may act; its fence says for how long.
 
-SqliteLease serves collectors on one host, which share one monotonic clock; a lease across hosts needs a
-store of its own behind the same protocol. Whoever has no lease only observes, and says so.
+Where the lease is kept is each kind's own: a file on one host (`lease_file.py`), a cluster's Lease
+(`kube/lease.py`). Whoever has no lease only observes, and says so.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import sqlite3
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 from uuid import uuid4
 
 from gpuvigil_collector.action import Fence
 from gpuvigil_protos import log
 
-_SCHEMA_VERSION: Final = 1
-_RENEWALS: Final = 3  # in the time of one lease: one may be missed
+RENEWALS: Final = 3  # in the time of one lease: one may be missed
 _USABLE: Final = 0.5  # with less of the lease left than this share, nothing is begun
-_BUSY_S: Final = 1.0
-_SCHEMA: Final = """
-CREATE TABLE lease(
-  one INTEGER PRIMARY KEY CHECK(one = 1), holder TEXT NOT NULL, generation INTEGER NOT NULL,
-  until_steady_ns INTEGER NOT NULL, boot TEXT NOT NULL, lease_ns INTEGER NOT NULL) STRICT;
-"""
 
 
 class Lease(Protocol):
@@ -55,19 +47,12 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Held:
+class Held:
+    """The lease while it is ours, and when it ends by each clock."""
+
     generation: int
     until_steady_ns: int
     until_wall_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    holder: str
-    generation: int
-    until_steady_ns: int
-    boot: str
-    lease_ns: int
 
 
 class NoLease:
@@ -84,33 +69,32 @@ class NoLease:
         return self.fault
 
 
-class SqliteLease:
-    """A lease in a file that all collectors of one host share.
+class RenewedLease(ABC):
+    """A lease that a thread of its own takes where it is free, renews, and gives back at the end.
 
-    A file that is broken, of another version or gone is never made anew over a holder that may still act: a
-    new file is nobody's for one whole lease, and begins with a generation that no older file can have had.
+    `name` is told to people. What `_try` raises of `errors` is told in `fault`, and is tried again.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        lease_s: float = 30.0,
-        holder: str = "",
-        clock: Clock | None = None,
-        boot: str = "",
-    ) -> None:
+    errors: ClassVar[tuple[type[Exception], ...]]
+
+    def __init__(self, name: str, lease_ns: int, holder: str, clock: Clock | None) -> None:
         self.holder = f"{holder or socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self.fault = ""
-        self._path, self._lease_ns, self._clock = path, int(lease_s * 1e9), clock or Clock()
-        self._boot = boot or _boot_id()
-        self._held: _Held | None = None
+        self._name, self._lease_ns, self._clock = name, lease_ns, clock or Clock()
+        self._held: Held | None = None
         self._other = ""
-        self._seen: tuple[_Row, int] | None = None  # another boot's row and when we first saw it so
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="lease", daemon=True)
         self._log = log.get("lease")
+
+    @abstractmethod
+    def _try(self) -> None:
+        """Take or renew it once: ends in `_took`, in `_lost` or in one of `errors`."""
+
+    @abstractmethod
+    def _give_back(self, held: Held) -> None:
+        """End what is ours in the store."""
 
     def start(self) -> None:
         """Take it where it is free, and renew it, in a thread of its own."""
@@ -122,7 +106,7 @@ class SqliteLease:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(self._lease_ns / 1e9)
-        with self._lock, suppress(sqlite3.Error, OSError):
+        with self._lock, suppress(*self.errors):
             held, self._held = self._held, None
             if held is not None:
                 self._give_back(held)
@@ -157,132 +141,30 @@ class SqliteLease:
     def renew(self) -> None:
         """Take or renew it once. What fails is told in `fault`; a lease that is held runs out by itself."""
         with self._lock:
-            steady, wall = self._clock.steady(), self._clock.wall()
             try:
-                self._transact(steady, wall)
-            except (sqlite3.Error, OSError, ValueError) as error:
+                self._try()
+            except self.errors as error:
                 if not self.fault:
                     self._log.error("lease_failed", error=str(error))
-                self.fault = f"lease {self._path.name} cannot be used ({error}): this collector only observes"
+                self.fault = f"lease {self._name} cannot be used ({error}): this collector only observes"
             else:
                 self.fault = ""
 
-    def _transact(self, steady: int, wall: int) -> None:
-        database = self._open(steady, wall)
-        try:
-            database.execute("BEGIN IMMEDIATE")
-            row = _read(database)
-            generation = self._may(row, steady)
-            if generation:
-                until = steady + self._lease_ns
-                _write(database, _Row(self.holder, generation, until, self._boot, self._lease_ns))
-            database.execute("COMMIT")
-        finally:
-            database.close()  # rolls back what is not committed
-        self._became(row, generation, steady, wall)
-
-    def _became(self, row: _Row, generation: int, steady: int, wall: int) -> None:
-        if not generation:
-            self._held, self._other = None, row.holder
-            return
+    def _took(self, generation: int, before: str, steady: int, wall: int) -> None:
+        """It is ours from these times on. before: who had it."""
         if self._held is None or self._held.generation != generation:
-            self._log.warning("lease_taken", generation=generation, before=row.holder)
-        self._held = _Held(
+            self._log.warning("lease_taken", generation=generation, before=before)
+        self._held = Held(
             generation=generation,
             until_steady_ns=steady + self._lease_ns,
             until_wall_ns=wall + self._lease_ns,
         )
         self._other = ""
 
-    def _may(self, row: _Row, steady: int) -> int:
-        """Return the generation under which we hold it from now on, 0 when it is another's."""
-        held = self._held
-        ours = held is not None and (row.holder, row.generation) == (self.holder, held.generation)
-        if ours and held is not None and steady < held.until_steady_ns:
-            return row.generation
-        return row.generation + 1 if self._free(row, steady) else 0
-
-    def _free(self, row: _Row, steady: int) -> bool:
-        """Tell whether its time is over. Another boot's clock says nothing: it must stand still so long."""
-        if row.boot == self._boot:
-            if row.until_steady_ns - steady > row.lease_ns:
-                raise ValueError("its record ends later than a lease can")
-            return steady >= row.until_steady_ns
-        if self._seen is None or self._seen[0] != row:
-            self._seen = (row, steady)
-        return steady - self._seen[1] >= row.lease_ns
-
-    def _open(self, steady: int, wall: int) -> sqlite3.Connection:
-        """Open the file as it is now: one that was replaced is seen at the next renewal."""
-        if not self._path.exists():
-            self._create(steady, wall)
-        database = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
-        try:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version != _SCHEMA_VERSION:
-                raise ValueError(f"schema version {version} is not {_SCHEMA_VERSION}")
-            database.execute("PRAGMA synchronous = FULL")
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    def _create(self, steady: int, wall: int) -> None:
-        """Make the file whole under another name, then link it: of two that try, one wins."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_name(f"{self._path.name}.{uuid4().hex[:8]}")
-        database = sqlite3.connect(new, isolation_level=None)
-        try:
-            database.executescript(f"{_SCHEMA}PRAGMA user_version = {_SCHEMA_VERSION};")
-            nobody = _Row(
-                "nobody", wall // 1_000_000_000, steady + self._lease_ns, self._boot, self._lease_ns
-            )
-            _write(database, nobody)
-        finally:
-            database.close()
-        try:
-            with suppress(FileExistsError):
-                os.link(new, self._path)
-        finally:
-            new.unlink()
-
-    def _give_back(self, held: _Held) -> None:
-        steady, wall = self._clock.steady(), self._clock.wall()
-        database = self._open(steady, wall)
-        try:
-            database.execute(
-                "UPDATE lease SET until_steady_ns = ? WHERE holder = ? AND generation = ?",
-                (steady, self.holder, held.generation),
-            )
-        finally:
-            database.close()
+    def _lost(self, other: str) -> None:
+        """It is another's."""
+        self._held, self._other = None, other
 
     def _main(self) -> None:
-        while not self._stopping.wait(self._lease_ns / 1e9 / _RENEWALS):
+        while not self._stopping.wait(self._lease_ns / 1e9 / RENEWALS):
             self.renew()
-
-
-def _read(database: sqlite3.Connection) -> _Row:
-    rows = database.execute(
-        "SELECT holder, generation, until_steady_ns, boot, lease_ns FROM lease"
-    ).fetchall()
-    if len(rows) != 1:
-        raise ValueError(f"expected one record, got {len(rows)}")
-    row = _Row(*rows[0])
-    numbers = (row.generation, row.until_steady_ns, row.lease_ns)
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError("its record is malformed")
-    return row
-
-
-def _write(database: sqlite3.Connection, row: _Row) -> None:
-    database.execute(
-        "INSERT OR REPLACE INTO lease VALUES (1, ?, ?, ?, ?, ?)",
-        (row.holder, row.generation, row.until_steady_ns, row.boot, row.lease_ns),
-    )
-
-
-def _boot_id() -> str:
-    """Return this boot's id: the unit names it (%b), for it hides all of /proc but processes."""
-    told = os.environ.get("GPUVIGIL_BOOT_ID") or Path("/proc/sys/kernel/random/boot_id").read_text()
-    return told.strip().replace("-", "")

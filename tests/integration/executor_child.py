@@ -23,7 +23,7 @@ from gpuvigil_collector.actuator_config import Command
 from gpuvigil_collector.actuators.command import CommandActuator
 from gpuvigil_collector.attempt import Attempt
 from gpuvigil_collector.execute import Executor
-from gpuvigil_collector.lease import SqliteLease
+from gpuvigil_collector.lease_file import SqliteLease
 
 DEADLINE_S = 1.0
 LEASE_S = 2.0

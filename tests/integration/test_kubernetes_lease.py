@@ -10,6 +10,7 @@ import pytest
 from integration.kube_lab import KubeLab, lab
 from integration.kube_things import make_namespace
 
+from gpuvigil_collector import lease
 from gpuvigil_collector.kube.lease import NAME, KubernetesLease
 
 __all__ = ["lab"]
@@ -28,9 +29,8 @@ class Clock:
 
 
 def make(lab: KubeLab, space: str, name: str, clock: Clock) -> KubernetesLease:
-    return KubernetesLease(
-        lab.api(), space, lease_s=30, holder=name, wall=lambda: clock.wall_ns, steady=lambda: clock.steady_ns
-    )
+    clocks = lease.Clock(wall=lambda: clock.wall_ns, steady=lambda: clock.steady_ns)
+    return KubernetesLease(lab.api(), space, lease_s=30, holder=name, clock=clocks)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuvigil_collector.lease import Clock, NoLease, SqliteLease
+from gpuvigil_collector.lease import Clock, NoLease
+from gpuvigil_collector.lease_file import SqliteLease
 
 SECOND = 1_000_000_000
 

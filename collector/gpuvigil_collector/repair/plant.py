@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from gpuvigil_collector import execute
 from gpuvigil_collector.action import Mode
@@ -13,7 +13,8 @@ from gpuvigil_collector.attempt import Attempt
 from gpuvigil_collector.config import CollectorConfig
 from gpuvigil_collector.ingest import frames
 from gpuvigil_collector.journal import Journal
-from gpuvigil_collector.lease import SqliteLease
+from gpuvigil_collector.lease import RenewedLease
+from gpuvigil_collector.lease_file import SqliteLease
 from gpuvigil_collector.repair.begin import JobStart
 from gpuvigil_collector.repair.build import Senses, make_repair
 from gpuvigil_collector.repair.calls import AgentCalls
@@ -22,9 +23,6 @@ from gpuvigil_collector.repair.stage import Repair
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_detectors.base import Snapshot
 from gpuvigil_protos import pause
-
-if TYPE_CHECKING:
-    from gpuvigil_collector.kube.lease import KubernetesLease
 
 _STOP_S: Final = 5.0
 _STRICTEST: Final[tuple[Mode, ...]] = ("observe", "recommend", "act")
@@ -101,7 +99,7 @@ def scheduler_of(config: CollectorConfig) -> Scheduler | None:
     return SlurmScheduler(config.slurm, partitions=strictest_first)
 
 
-def lease_of(config: CollectorConfig, state: Path) -> SqliteLease | KubernetesLease:
+def lease_of(config: CollectorConfig, state: Path) -> RenewedLease:
     """Make the right to act: the cluster's own Lease on Kubernetes, else a file. Raises ConfigError."""
     kubernetes = config.actuators.kubernetes
     if config.remediation.scheduler == "kubernetes" and kubernetes is not None:
