@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from gpuvigil_collector.action import ENDED, Action, Past
+from gpuvigil_collector.database import prepared
 
 KEEP_NS: Final = 28 * 86400 * 1_000_000_000
 _SCHEMA_VERSION: Final = 1
@@ -29,21 +30,9 @@ def connect(path: Path, *, new: bool) -> sqlite3.Connection:
 
     Raises sqlite3.OperationalError when it cannot be used now, sqlite3.DatabaseError when it is not ours.
     """
-    database = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if found != "ok" or version not in ({0, _SCHEMA_VERSION} if new else {_SCHEMA_VERSION}):
-            raise sqlite3.DatabaseError(f"check says {found}, schema version {version}")
-        database.executescript(_SCHEMA + f"PRAGMA user_version = {_SCHEMA_VERSION};")
-        database.execute("UPDATE cases SET id = id WHERE 0")  # asks for the write lock: is it ours?
-    except sqlite3.Error:
-        database.close()
-        raise
-    database.commit()
-    return database
+    opened = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
+    probe = "UPDATE cases SET id = id WHERE 0"
+    return prepared(opened, _SCHEMA, _SCHEMA_VERSION, probe=probe, new=new)
 
 
 def put(database: sqlite3.Connection, action: Action) -> None:
@@ -86,10 +75,3 @@ def past(action: Action, *, holds: bool) -> Past:
         case=asked.case,
         jobs=action.interrupts,
     )
-
-
-def move_aside(path: Path, aside: Path) -> None:
-    """Keep a broken file under another name. Raises OSError."""
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)

@@ -19,6 +19,7 @@ import msgspec
 
 from gpuvigil_collector import action_rows
 from gpuvigil_collector.action import HARMLESS, Action, Past
+from gpuvigil_collector.database import move_aside
 from gpuvigil_protos import log
 
 _AGAIN_S: Final = 5.0  # a store that cannot be opened is tried again so often
@@ -225,7 +226,7 @@ class ActionStore:
         except sqlite3.DatabaseError as error:
             self._mark.touch()
             aside = self._path.with_suffix(f".broken-{time.time_ns()}")
-            action_rows.move_aside(self._path, aside)
+            move_aside(self._path, aside)
             self._failed(
                 f"{self._path.name} was not readable ({error}) and is kept as {aside.name}: nothing is done "
                 f"until a person has looked at the nodes and removed {self._mark.name}"

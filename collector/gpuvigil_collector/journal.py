@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gpuvigil_collector import anchor, chain
+from gpuvigil_collector import anchor, chain, database
 from gpuvigil_collector.chain import GENESIS, entry_hash
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.incidents.tracker import Change
@@ -74,7 +74,7 @@ class Journal:
             self.fault = f"journal was not readable ({error}) and is kept as {aside.name}; a new one began"
             self._log.error("journal_quarantined", error=str(error), kept_as=str(aside))
             try:
-                _move_aside(path, aside)
+                database.move_aside(path, aside)
                 return _connect(self._uri)
             except (OSError, sqlite3.Error) as again:
                 return self._in_memory(str(again))
@@ -168,8 +168,8 @@ class Journal:
     def entries(self, incident: str, limit: int = 1000) -> list[dict[str, Any]]:
         """Return the entries of one incident, or of none (""), oldest first. Any thread may ask."""
         query = "SELECT time_ns, what, detail FROM journal WHERE incident = ? ORDER BY sequence LIMIT ?"
-        with closing(sqlite3.connect(self._uri, uri=True, timeout=2)) as database:
-            rows = database.execute(query, (incident, limit)).fetchall()
+        with closing(sqlite3.connect(self._uri, uri=True, timeout=2)) as opened:
+            rows = opened.execute(query, (incident, limit)).fetchall()
         return [{"time_ns": time_ns, "what": what, "detail": detail} for time_ns, what, detail in rows]
 
     def anchored(self, now_ns: int) -> anchor.Head:
@@ -203,8 +203,8 @@ class Journal:
 
     def walked(self, heads: Sequence[anchor.Head] = ()) -> chain.Walked:
         """Walk the chain as `verify` does, for readers. Any thread may call. Raises sqlite3.Error."""
-        with closing(sqlite3.connect(self._uri, uri=True, timeout=2)) as database:
-            return chain.walk(database, heads, self._retention)
+        with closing(sqlite3.connect(self._uri, uri=True, timeout=2)) as opened:
+            return chain.walk(opened, heads, self._retention)
 
     @property
     def _retention(self) -> chain.Retention:
@@ -222,24 +222,6 @@ def _row(incident: Incident) -> tuple[str, str, int, int, str]:
 
 def _connect(uri: str) -> sqlite3.Connection:
     """Open, check and prepare the database. Raises sqlite3.DatabaseError when it is not one."""
-    database = sqlite3.connect(uri, uri=True, timeout=2, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if found != "ok" or version not in {0, _SCHEMA_VERSION}:
-            raise sqlite3.DatabaseError(f"check says {found}, schema version {version}")
-        database.executescript(_SCHEMA + f"PRAGMA user_version = {_SCHEMA_VERSION};")
-        database.execute("UPDATE incidents SET state = state WHERE 0")  # asks for the write lock: is it ours?
-    except sqlite3.Error:
-        database.close()
-        raise
-    database.commit()
-    return database
-
-
-def _move_aside(path: Path, aside: Path) -> None:
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    opened = sqlite3.connect(uri, uri=True, timeout=2, check_same_thread=False)
+    probe = "UPDATE incidents SET state = state WHERE 0"
+    return database.prepared(opened, _SCHEMA, _SCHEMA_VERSION, probe=probe)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from gpuvigil_collector.database import move_aside
 from gpuvigil_detectors.base import NodeFact
 from gpuvigil_protos import log
 
@@ -80,9 +81,7 @@ def open_or_set_aside(path: Path, schema: str) -> sqlite3.Connection:
 def set_aside(path: Path) -> Path:
     """Keep an unreadable SQLite file under another name, its log with it; return that name."""
     aside = path.with_suffix(".broken")
-    path.replace(aside)
-    for tail in ("-wal", "-shm"):
-        path.with_name(path.name + tail).unlink(missing_ok=True)
+    move_aside(path, aside)
     return aside
 
 
