@@ -19,6 +19,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "storm_window": (60, 86400), "silent_nodes": (1, 10_000), "silent_share": (0.001, 1),
 }  # fmt: skip
 _PARTITIONS_MAX: Final = 1000
+_SAFE: Final = Limits()
 
 
 class LimitSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -28,21 +29,21 @@ class LimitSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fr
     max(1, min(share, max)). storm_*, silent_*: from how many nodes on nothing is done at all.
     """
 
-    jobs_an_hour: int = 1
-    gpus_share_an_hour: float = 0.01
-    job_stops_an_hour: int = 1
-    job_stops_a_day: int = 3
-    job_gpus_without_approval: int = 64
-    unavailable_share: float = 0.05
-    unavailable_max: int = 10
-    domain_pause: Seconds = Seconds(1800)
-    node_attempts_a_day: int = 3
-    storm_nodes: int = 3
-    storm_share: float = 0.10
-    storm_domains: int = 2
-    storm_window: Seconds = Seconds(600)
-    silent_nodes: int = 2
-    silent_share: float = 0.20
+    jobs_an_hour: int = _SAFE.jobs_an_hour
+    gpus_share_an_hour: float = _SAFE.gpus_share_an_hour
+    job_stops_an_hour: int = _SAFE.job_stops_an_hour
+    job_stops_a_day: int = _SAFE.job_stops_a_day
+    job_gpus_without_approval: int = _SAFE.job_gpus_without_approval
+    unavailable_share: float = _SAFE.unavailable_share
+    unavailable_max: int = _SAFE.unavailable_max
+    domain_pause: Seconds = Seconds(_SAFE.domain_pause_s)
+    node_attempts_a_day: int = _SAFE.node_attempts_a_day
+    storm_nodes: int = _SAFE.storm_nodes
+    storm_share: float = _SAFE.storm_share
+    storm_domains: int = _SAFE.storm_domains
+    storm_window: Seconds = Seconds(_SAFE.storm_window_s)
+    silent_nodes: int = _SAFE.silent_nodes
+    silent_share: float = _SAFE.silent_share
 
     def limits(self) -> Limits:
         """Return them as the kernel takes them."""
