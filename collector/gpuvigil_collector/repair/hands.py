@@ -87,21 +87,7 @@ class SafeHands:
             if asked is not None and asked.state in {"awaiting", "rejected", "expired"}:
                 return self._stands(case, step, asked)
             return self._saved(case, self.saves.stands(self._processes(job), case.incident))
-        return Word("waits", case.waits) if self._too_soon(case) else self._begin_save(case, step, job)
-
-    def _begin_save(self, case: Case, step: Step, job: str) -> Word:
-        verdict, proposal = self._judged(case, step, job)
-        if not verdict.allowed:
-            return Word("waits", case.waits)
-        if verdict.effect == "none":
-            self._decided(proposal, "would", verdict)
-            return Word("would", f"would ask {job} for a checkpoint")
-        case.action = proposal.id
-        if verdict.effect == "recommend" or verdict.needs_approval:
-            self._decided(proposal, "awaiting", verdict)
-            return Word("waits", f"a person's approval of {proposal.id}")
-        self._ask_for_save(proposal, verdict)
-        return Word("waits", f"{job} was asked for a checkpoint")
+        return Word("waits", case.waits) if self._too_soon(case) else self._begin(case, step, job)
 
     def _saved(self, case: Case, word: Word) -> Word:
         """End the record of a request with the job's answer: nobody else does."""
@@ -110,11 +96,6 @@ class SafeHands:
             state: ActionState = "done" if word.progress == "done" else "failed"
             self._keep(replace(action, state=state, outcome=word.why, changed_ns=self.scenery.now_ns))
         return word
-
-    def _ask_for_save(self, proposal: Proposal, verdict: Verdict) -> Action:
-        """Checkpoints are no actuator's: the save desk asks the job's ranks."""
-        self.saves.begin(self._processes(proposal.job), proposal.incident)
-        return self._decided(proposal, "issued", verdict)
 
     def awaits(self, case: Case) -> bool:
         """Whether a case waits for a person, which has an end of its own."""
@@ -139,18 +120,33 @@ class SafeHands:
         verdict, proposal = self._judged(case, step, job)
         if not verdict.allowed:
             return Word("waits", case.waits)
+        saves, target = step.do == "checkpoint", job or proposal.node
         if verdict.effect == "none":
             self._decided(proposal, "would", verdict)
-            return Word("would", f"would {step.do} {job or proposal.node}: allowed, and the mode is observe")
-        if self.executor is None or step.do not in self.executor.kinds:
+            would = (
+                f"ask {job} for a checkpoint"
+                if saves
+                else f"{step.do} {target}: allowed, and the mode is observe"
+            )
+            return Word("would", f"would {would}")
+        if not saves and (self.executor is None or step.do not in self.executor.kinds):
             self._decided(proposal, "failed", verdict)
             return Word("lost", f"nothing is configured here that can {step.do}")
         case.action = proposal.id
         if verdict.effect == "recommend" or verdict.needs_approval:
             self._decided(proposal, "awaiting", verdict)
             return Word("waits", f"a person's approval of {proposal.id}")
-        self._submit(proposal, verdict)
-        return Word("waits", f"{step.do} of {job or proposal.node} is under way")
+        self._carry_out(proposal, verdict)
+        return Word(
+            "waits", f"{job} was asked for a checkpoint" if saves else f"{step.do} of {target} is under way"
+        )
+
+    def _carry_out(self, proposal: Proposal, verdict: Verdict) -> Action:
+        """Have an allowed effect. Checkpoints are no actuator's: the save desk asks the job's ranks."""
+        if proposal.kind != "checkpoint":
+            return self._submit(proposal, verdict)
+        self.saves.begin(self._processes(proposal.job), proposal.incident)
+        return self._decided(proposal, "issued", verdict)
 
     def approve(self, action_id: str, by: str, now_ns: int) -> Action:
         """Judge an action that waits for a person once more, with the approval, and have it carried out.
@@ -169,7 +165,7 @@ class SafeHands:
             raise PermissionError(f"{verdict.gate or 'mode'}: {detail}")
         self.note([operator_note(now_ns, by, "approve", action_id, proposal.incident)])
         case.step_began_ns = now_ns  # the step's own time begins now
-        return (self._ask_for_save if proposal.kind == "checkpoint" else self._submit)(proposal, verdict)
+        return self._carry_out(proposal, verdict)
 
     def reject(self, action_id: str, by: str, why: str, now_ns: int) -> Action:
         """Take an action that waits off the table. Raises KeyError for one that does not wait."""

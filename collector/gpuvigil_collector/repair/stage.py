@@ -65,8 +65,8 @@ class Repair:
         opened: Mapping[str, Incident],
     ) -> None:
         """Judge and act on what is open now."""
-        state = self._state(now_ns, nodes, jobs)
         view = self.scheduler()
+        state = self._state(now_ns, nodes, jobs, view)
         known = frozenset(view.jobs) if view is not None else None
         scenery = Scenery(
             now_ns=now_ns, open=opened, state=state, scheduled=known, journal_has_all=self.journal_has_all()
@@ -102,7 +102,9 @@ class Repair:
         self._leaps = [one for one in self._leaps if steady_ns - one[0] < _DAY_NS]
         return sum(leap for _, leap in self._leaps)
 
-    def _state(self, now_ns: int, nodes: Mapping[str, NodeFact], jobs: Mapping[str, Job]) -> FleetState:
+    def _state(
+        self, now_ns: int, nodes: Mapping[str, NodeFact], jobs: Mapping[str, Job], view: SchedulerView | None
+    ) -> FleetState:
         marks, limits = self.desk.kept.marks, self.settings.limits.limits()
         base = FleetState(
             jumped_ns=self._jumped(now_ns),
@@ -116,7 +118,7 @@ class Repair:
             limits=limits,
         )
         sources = Sources(
-            nodes=nodes, jobs=jobs, view=self.scheduler(), marks=marks, cases=self.desk.kept.cases.values(),
+            nodes=nodes, jobs=jobs, view=view, marks=marks, cases=self.desk.kept.cases.values(),
             scheduled=self.settings.scheduler in {"slurm", "kubernetes"}, domains=self.domains,
             silenced=self.silenced(),
         )  # fmt: skip
