@@ -19,11 +19,8 @@ from gpuvigil_collector.action import (
     ActionState,
     Actuator,
     Fence,
-    FleetState,
     Kind,
-    Proposal,
     RefusedError,
-    Verdict,
 )
 from gpuvigil_collector.action_store import ActionStore, Told
 from gpuvigil_collector.actuators import ACTUATORS, ToolFields, Tools
@@ -50,30 +47,6 @@ class _Watched:
 def actuators_of(tools: Tools) -> list[Actuator]:
     """Make every actuator that is configured, in the table's order."""
     return [actuator for make in ACTUATORS.values() for actuator in make(tools)]
-
-
-def decided(proposal: Proposal, verdict: Verdict, state: FleetState, now_ns: int, attempt: int = 1) -> Action:
-    """Return the action that a verdict makes of a proposal; `submit` takes it from there."""
-    become: ActionState = "intended"
-    if not verdict.allowed:
-        become = "denied"
-    elif verdict.effect == "none":
-        become = "would"
-    elif verdict.effect == "recommend":
-        become = "awaiting"
-    node = (state.nodes or {}).get(proposal.node)
-    return Action(
-        proposal=proposal,
-        state=become,
-        attempt=attempt,
-        generation=state.fence.generation if state.fence else 0,
-        outcome=verdict.gate,
-        decided_ns=now_ns,
-        changed_ns=now_ns,
-        domain=node.domain if node else "",
-        partition=node.partition if node else "",
-        interrupts=verdict.interrupts,
-    )
 
 
 class Executor:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from unit import repair_world
+
 from gpuvigil_collector.action import Action, AmbiguousError, Fence, Look, Proposal, RefusedError
 from gpuvigil_collector.action_store import ActionStore
 from gpuvigil_collector.attempt import Attempt
 from gpuvigil_collector.execute import Executor
+from gpuvigil_collector.policy import Step
+from gpuvigil_collector.repair.case import Case
+from gpuvigil_collector.repair.needs import Scenery
+from gpuvigil_protos.settings import Seconds
 
 
 def proposal(name="a1", *, kind="hold", node="n1", **more):
@@ -111,3 +117,17 @@ class World:
 
     def told(self):
         return [(one.action.proposal.id, one.action.state) for one in self.executor.results()]
+
+
+def made_by_the_desk(told, fleet):
+    """The action that the hands of repair make of a verdict about a hold."""
+    hands = repair_world.World().desk.hands
+    hands.judge = lambda *_: told
+    hands.look_at(Scenery(now_ns=time.time_ns(), open={}, state=fleet))
+    case = Case(
+        id="c1", incident="i1", fingerprint="f", fault_class="gpu_lost", node="n1", target="n1/gpu:GPU-1",
+        cause="it broke", playbook="reboot_and_validate", opened_ns=1,
+    )  # fmt: skip
+    hands.effect(case, Step(do="hold", within=Seconds(120)), "")
+    (made,) = hands.actions.values()
+    return made

@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.action_help import FakeActuator, World, action, proposal
+from unit.action_help import FakeActuator, World, action, made_by_the_desk, proposal
 
 from gpuvigil_collector.action import Fence, FleetState, Gate, NodeState, RefusedError, Verdict
 from gpuvigil_collector.attempt import SETTLE
-from gpuvigil_collector.execute import decided
 
 
 @pytest.fixture
@@ -256,7 +255,7 @@ def test_r9_what_the_mode_makes_of_a_verdict(world, told, state):
     fleet = FleetState(
         mode="act", nodes={"n1": NodeState(node="n1", gpus=8, domain="d", partition="p")}, fence=fence
     )
-    made = decided(proposal(), told, fleet, time.time_ns())
+    made = replace(made_by_the_desk(told, fleet), proposal=proposal())
     assert (made.state, made.domain, made.partition, made.generation) == (state, "d", "p", 7)
     world.executor.submit(made)
     world.executor.submit(made)
