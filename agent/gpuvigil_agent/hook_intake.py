@@ -224,16 +224,19 @@ class HookIntake:
             raise Refused("bad_file", f"descriptors: expected ring, control page, stacks, got {len(files)}")
         peer = hook_peer.peer_of(connection)
         ring, control = hook_peer.map_ring(files[0]), hook_peer.map_control(files[1])
-        stacks = -1
-        try:
+        with contextlib.ExitStack() as undo:
             stacks = hook_peer.own_stacks(files)
-            if ring_read.header(ring).generation != found.generation:
-                raise Refused("bad_file", "ring: expected the generation of the message")
-            pidfd = os.pidfd_open(peer.pid)
-        except ring_read.LayoutError as error:
-            raise Refused("bad_file", f"ring: {error}") from None
-        except OSError:
-            raise Refused("gone", f"process {peer.pid}: it has ended") from None
+            if stacks >= 0:
+                undo.callback(os.close, stacks)  # a file of a process that is refused is not kept open
+            try:
+                if ring_read.header(ring).generation != found.generation:
+                    raise Refused("bad_file", "ring: expected the generation of the message")
+                pidfd = os.pidfd_open(peer.pid)
+            except ring_read.LayoutError as error:
+                raise Refused("bad_file", f"ring: {error}") from None
+            except OSError:
+                raise Refused("gone", f"process {peer.pid}: it has ended") from None
+            undo.pop_all()
         identity = self._own_gpu(found, peer)
         rank = Rank(peer, identity, found.generation, ring, control, pidfd, stacks)
         try:

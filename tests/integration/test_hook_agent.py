@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -225,6 +226,20 @@ async def test_liars_are_refused_with_a_sentence_and_the_honest_go_on(tmp_path: 
             )  # fmt: skip
         before = len(made.rows("rank_step"))
         await until(lambda: len(made.rows("rank_step")) > before + 10, "the honest rank goes on", WITHIN_S)
+
+
+async def test_processes_that_are_refused_leave_no_descriptor_open(tmp_path: Path) -> None:
+    async with stack(tmp_path) as made:
+        ring, control = Ring(), Control()
+        stacks = os.memfd_create("stacks", os.MFD_ALLOW_SEALING)
+        os.ftruncate(stacks, layout.STACKS_SIZE)
+        fcntl.fcntl(stacks, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        files, wrong = [ring.fd, control.fd, stacks], claim(Ring())
+        await until(made.path.exists, "the socket", WITHIN_S)
+        for _ in range(30):
+            assert (await asyncio.to_thread(register, made.path, wrong, files)).get("refused")
+        links = [str(link.readlink()) for link in Path(f"/proc/{made.agent.process.pid}/fd").iterdir()]
+        assert not [link for link in links if "stacks" in link]
 
 
 @pytest.mark.needs_root
