@@ -103,6 +103,25 @@ def _load(config: AgentConfig) -> Test:
 
 def _program(name: str, argv: list[str], seconds: float) -> Test:
     """Run one program; its exit status is the verdict."""
+    return _ran(name, argv, seconds)[0]
+
+
+def _burn(argv: list[str], seconds: float) -> Test:
+    """Burn every GPU; each must reach the band of its model."""
+    ran, output = _ran("burn", argv, seconds)
+    if not ran.passed:
+        return ran
+    try:
+        found, known = json.loads(output)["gpus"], bands()
+        slow = [text for gpu in found if (text := too_slow(gpu, known)) is not None]
+    except (ValueError, KeyError, TypeError):
+        return msgspec.structs.replace(ran, passed=None, detail="the burn's answer is not JSON of ours")
+    detail = "; ".join(slow) or f"{len(found)} GPUs within their bands"
+    return msgspec.structs.replace(ran, passed=not slow if found else None, detail=clean(detail))
+
+
+def _ran(name: str, argv: list[str], seconds: float) -> tuple[Test, str]:
+    """Run one program; return how it ended, its exit status the verdict, and its standard output."""
     began = time.monotonic()
     try:
         done = subprocess.run(
@@ -110,29 +129,15 @@ def _program(name: str, argv: list[str], seconds: float) -> Test:
             errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Test(name=name, passed=False, detail=f"not done within {seconds:g} s", seconds=_since(began))
+        detail = f"not done within {seconds:g} s"
+        return Test(name=name, passed=False, detail=detail, seconds=_since(began)), ""
     except OSError as error:
         detail = f"{argv[0]} could not be started: {error.strerror}"
-        return Test(name=name, passed=None, detail=detail, seconds=_since(began))
+        return Test(name=name, passed=None, detail=detail, seconds=_since(began)), ""
     said = clean((done.stdout + done.stderr)[-_OUTPUT_MAX:])
-    return Test(
-        name=name, passed=done.returncode == 0, detail=f"exit status {done.returncode}: {said}",
-        seconds=_since(began),
-    )  # fmt: skip
-
-
-def _burn(argv: list[str], seconds: float) -> Test:
-    """Burn every GPU; each must reach the band of its model."""
-    ran = _program("burn", argv, seconds)
-    if not ran.passed:
-        return ran
-    try:
-        found = json.loads(ran.detail.partition(": ")[2])["gpus"]
-        slow = [text for gpu in found if (text := too_slow(gpu, bands())) is not None]
-    except (ValueError, KeyError, TypeError):
-        return msgspec.structs.replace(ran, passed=None, detail="the burn's answer is not JSON of ours")
-    detail = "; ".join(slow) or f"{len(found)} GPUs within their bands"
-    return msgspec.structs.replace(ran, passed=not slow if found else None, detail=clean(detail))
+    detail = f"exit status {done.returncode}: {said}"
+    test = Test(name=name, passed=done.returncode == 0, detail=detail, seconds=_since(began))
+    return test, done.stdout
 
 
 def bands() -> dict[str, dict[str, float]]:
