@@ -67,10 +67,16 @@ def read(api: KubeApi, settings: KubernetesSettings) -> KubernetesView:
     placed = [pod for pod in every if pod.live and pod.spec.node_name and pod.gpus]
     found = gangs(placed, Owners(api, deadline, settings.owners_max))
     jobs = {job: _job_state(gang, namespaces, budgets, settings.restarts_left) for job, gang in found.items()}
+    on_node: dict[str, list[str]] = {}
+    for job, state in jobs.items():
+        for node in set(state.nodes):
+            on_node.setdefault(node, []).append(job)
     if deadline.over:
         raise KubeError(f"the cluster could not be read within {settings.read_deadline:g} s")
     return KubernetesView(
-        nodes={one.metadata.name: _node_state(one, jobs, settings) for one in nodes},
+        nodes={
+            one.metadata.name: _node_state(one, on_node.get(one.metadata.name, ()), settings) for one in nodes
+        },
         jobs=jobs,
         job_pods={job: tuple(map(_pod_key, gang.pods)) for job, gang in found.items()},
         others=others.unsplit_remediator(nodes),
@@ -93,7 +99,7 @@ def read_pause(api: KubeApi, settings: KubernetesSettings) -> str:
         raise
 
 
-def _node_state(node: Node, jobs: Mapping[str, JobState], settings: KubernetesSettings) -> NodeState:
+def _node_state(node: Node, jobs: Iterable[str], settings: KubernetesSettings) -> NodeState:
     name, labels = node.metadata.name, node.metadata.labels
     hold, why = _hold(node, settings.taint_key)
     ready = next((one.status for one in node.status.conditions if one.type == "Ready"), "")
@@ -108,7 +114,7 @@ def _node_state(node: Node, jobs: Mapping[str, JobState], settings: KubernetesSe
         held_why=why,
         remediator=others.remediator(node),
         protected=others.protected(node),
-        jobs=tuple(sorted(job for job, state in jobs.items() if name in state.nodes)),
+        jobs=tuple(sorted(jobs)),
     )
 
 

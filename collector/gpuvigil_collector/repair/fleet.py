@@ -78,8 +78,13 @@ def with_fleet(base: FleetState, sources: Sources, now_ns: int) -> FleetState:
         }
     )
     told = view.jobs if view is not None else {}
+    places: dict[str, list[str]] = {}
+    for node, state in nodes.items():
+        for name in state.jobs:
+            places.setdefault(name, []).append(node)
     jobs = hooked | {
-        name: replace(_placed(job, nodes), processes=processes.get(name, "")) for name, job in told.items()
+        name: replace(_placed(job, places.get(job.job, [])), processes=processes.get(name, ""))
+        for name, job in told.items()
     }
     others, paused = (view.others, view.paused) if view is not None else ("", "")
     paused_too = base.paused if base.paused is None or base.paused else paused
@@ -122,10 +127,9 @@ def _node(fact: NodeFact, sources: Sources, jobs: tuple[str, ...], held: bool, m
     return sources.view.adds(state) if sources.view is not None else state
 
 
-def _placed(job: JobState, nodes: Mapping[str, NodeState]) -> JobState:
+def _placed(job: JobState, ours: list[str]) -> JobState:
     """Name a scheduler's job's nodes as we do; those that we do not know keep the scheduler's name."""
-    ours = tuple(name for name, state in nodes.items() if job.job in state.jobs)
-    return replace(job, nodes=ours) if len(ours) >= len(job.nodes) else job
+    return replace(job, nodes=tuple(ours)) if len(ours) >= len(job.nodes) else job
 
 
 def _hooked(job: Job) -> JobState:

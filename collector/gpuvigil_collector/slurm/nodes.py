@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -64,13 +64,28 @@ class SlurmNode:
         return f"{drained}; {self.reason or 'no reason'}; {self.reason_by or 'nobody'}; {self.changed_s}"
 
 
-def find(nodes: Mapping[str, SlurmNode], name: str) -> SlurmNode | None:
-    """Return the node that gpuvigil calls `name`: Slurm's name, its short form, or the one on that host."""
+Hosts = Mapping[str, Sequence["SlurmNode"]]
+
+
+def by_host(nodes: Mapping[str, SlurmNode]) -> Hosts:
+    """Return the nodes by the host that they run on: several may share one."""
+    found: dict[str, list[SlurmNode]] = {}
+    for node in nodes.values():
+        found.setdefault(node.hostname, []).append(node)
+    return found
+
+
+def find(nodes: Mapping[str, SlurmNode], name: str, hosts: Hosts | None = None) -> SlurmNode | None:
+    """Return the node that gpuvigil calls `name`: Slurm's name, its short form, or the one on that host.
+
+    hosts: `by_host` of the nodes, where it is at hand.
+    """
     short = name.partition(".")[0]
     if (found := nodes.get(name) or nodes.get(short)) is not None:
         return found
-    hosts = [node for node in nodes.values() if node.hostname in (name, short)]
-    return hosts[0] if len(hosts) == 1 else None
+    hosts = by_host(nodes) if hosts is None else hosts
+    there = [node for host in {name, short} for node in hosts.get(host, ())]
+    return there[0] if len(there) == 1 else None
 
 
 def read(

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from gpuvigil_collector.action import JobState, NodeState
 from gpuvigil_collector.slurm import jobs as slurm_jobs
@@ -16,7 +17,7 @@ from gpuvigil_collector.slurm.jobs import SlurmJob
 from gpuvigil_collector.slurm.nodes import SlurmNode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SlurmView:
     """What Slurm said at at_ns. jobs: those that occupy nodes. troubles: sentences for an alert."""
 
@@ -26,16 +27,26 @@ class SlurmView:
     jobs: Mapping[str, SlurmJob]
     troubles: tuple[str, ...] = ()
 
+    @cached_property
+    def _sizes(self) -> Counter[str]:
+        """Nodes of each partition."""
+        return Counter(name for each in self.nodes.values() for name in each.partitions)
+
+    @cached_property
+    def _hosts(self) -> slurm_nodes.Hosts:
+        """Nodes by the host that they run on."""
+        return slurm_nodes.by_host(self.nodes)
+
     def find(self, node: str) -> SlurmNode | None:
         """Return the node that gpuvigil calls `node`."""
-        return slurm_nodes.find(self.nodes, node)
+        return slurm_nodes.find(self.nodes, node, self._hosts)
 
     def partition(self, node: SlurmNode, configured: Sequence[str] = ()) -> str:
         """Return the partition that a node's budgets and mode are taken from, "" where it is in none.
 
         Of several: the first of `configured` (give the strictest first), else the one with the fewest nodes.
         """
-        sizes = Counter(name for each in self.nodes.values() for name in each.partitions)
+        sizes = self._sizes
         listed = [name for name in configured if name in node.partitions]
         return listed[0] if listed else min(node.partitions, key=lambda name: (sizes[name], name), default="")
 
