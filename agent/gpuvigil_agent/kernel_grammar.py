@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Final, Literal
 
+from gpuvigil_protos.text import printable
+
 FactKind = Literal["xid", "sxid", "gpu_lost", "kernel"]
 
 _LINE_MAX: Final = 2048  # characters of a record that are looked at
@@ -90,7 +92,7 @@ def normalise_pci(text: str) -> str:
 def clean(text: str) -> str:
     """Return a kernel line that is safe in logs, terminals and messages: printable, one line, bounded."""
     cut = text[:_TEXT_MAX]
-    return cut if cut.isprintable() else "".join(c if c.isprintable() else "?" for c in cut)
+    return printable(cut)
 
 
 class Grammar:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuvigil_protos.text import printable
+
 _Identity = tuple[int, ...]
 
 
@@ -84,7 +86,7 @@ def _has_mapped(process: Path, names: set[str]) -> bool:
 def _name(proc: Path, pid: int) -> str:
     with contextlib.suppress(OSError):
         text = (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
-        return "".join(c if c.isprintable() else "?" for c in text)
+        return printable(text)
     return "?"
 
 

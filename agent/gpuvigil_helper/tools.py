@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gpuvigil_protos.text import printable
+
 OUTPUT_MAX: Final = 256 << 10
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -23,7 +25,7 @@ class Ran:
     def words(self) -> str:
         """Return how it ended and its first line, for people."""
         line = next(iter(self.output.splitlines()), "")[:120]
-        line = "".join(c if c.isprintable() else "?" for c in line)
+        line = printable(line)
         ended = f"exit status {self.status}" if self.status is not None else "no end in time"
         return f"{ended}{line and ': '}{line}"
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from gpuvigil_cli.client import CliError
 from gpuvigil_protos import pause
+from gpuvigil_protos.text import printable
 
 STAYS_FIRST: Final = tuple(Path(file) for file in reversed(pause.FILES))
 _WHY_MAX: Final = 150
@@ -23,7 +24,7 @@ _WHY_MAX: Final = 150
 
 def hold(why: str, files: Sequence[Path] | None = None) -> Path:
     """Pause this node; return the file that was written. Raises CliError where none can be."""
-    text = "".join(c if c.isprintable() else "?" for c in why[:_WHY_MAX])
+    text = printable(why[:_WHY_MAX])
     refused = []
     for file in files or STAYS_FIRST:
         try:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gpuvigil_collector.action import AmbiguousError, Fence, RefusedError
+from gpuvigil_protos.text import printable
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OUTPUT_MAX: Final = 1 << 20  # bytes kept of each stream unless told otherwise; more is thrown away
@@ -37,7 +38,7 @@ class Ran:
     def why(self) -> str:
         """Return the first words that the program said about its failure, for people, printable, bounded."""
         said = (self.errors.strip() or self.output.strip()).split("\n")[0]
-        return "".join(c if c.isprintable() else "?" for c in said[:200]) or f"exit status {self.code}"
+        return printable(said[:200]) or f"exit status {self.code}"
 
 
 def run(

@@ -17,6 +17,8 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
+from gpuvigil_protos.text import printable
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -30,7 +32,7 @@ class ConfigError(Exception):
     """A config file that cannot be used; the text says where, what was expected and what came: one line."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_printable(text))
+        super().__init__(printable(text))
 
 
 class Seconds(float):
@@ -274,10 +276,6 @@ class Tls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True)
             raise ConfigError(
                 f"{origin}: tls.key: expected the key of {self.certificate}, got {why} in {self.key}"
             ) from None
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def is_loopback(address: str) -> bool:

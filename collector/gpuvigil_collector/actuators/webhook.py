@@ -24,6 +24,7 @@ from gpuvigil_collector.action import Action, AmbiguousError, Fence, Kind, Look,
 from gpuvigil_collector.actuator_config import Webhook
 from gpuvigil_collector.actuators.tools import Tools, names
 from gpuvigil_collector.process import within
+from gpuvigil_protos.text import printable
 
 _LOOK_S: Final = 10.0
 _ATTEMPT_S: Final = 5.0
@@ -48,7 +49,7 @@ class _Answer:
 
     def said(self) -> str:
         text = self.body[:200].decode(errors="replace").strip()
-        return f"status {self.status} {''.join(c if c.isprintable() else '?' for c in text)}".strip()
+        return f"status {self.status} {printable(text)}".strip()
 
 
 class WebhookActuator:

@@ -17,6 +17,7 @@ from gpuvigil_collector.alerting.settings import AlertingConfig
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_detectors.base import SEVERITIES
 from gpuvigil_protos import entity as names
+from gpuvigil_protos.text import printable
 
 Key = tuple[tuple[str, str], ...]
 """An alert's labels, sorted: what Alertmanager tells alerts apart by."""
@@ -104,10 +105,7 @@ def _links(name: str, node: str, config: AlertingConfig) -> dict[str, str]:
 
 def _bounded(annotations: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Text from outside is one printable line of bounded length in every annotation."""
-    return tuple(
-        (name, "".join(c if c.isprintable() else "?" for c in text[:_ANNOTATION_MAX]))
-        for name, text in annotations.items()
-    )
+    return tuple((name, printable(text[:_ANNOTATION_MAX])) for name, text in annotations.items())
 
 
 def wire(alert: Alert, now_ns: int, stays_s: float) -> dict[str, Any]:

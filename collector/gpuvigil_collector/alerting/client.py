@@ -14,6 +14,7 @@ import msgspec
 
 from gpuvigil_collector.alerting.settings import AlertingConfig, address_of, read_secret
 from gpuvigil_protos.settings import ConfigError
+from gpuvigil_protos.text import printable
 
 _ANSWER_MAX: Final = 64 * 1024
 _LIST_MAX: Final = 16 * 1024 * 1024
@@ -24,7 +25,7 @@ class AlertmanagerError(Exception):
     """The replica did not answer, or not as it should: try again later. The text is one clean line."""
 
     def __init__(self, text: str) -> None:
-        super().__init__("".join(c if c.isprintable() else "?" for c in text[:_TEXT_MAX]))
+        super().__init__(printable(text[:_TEXT_MAX]))
 
 
 class NotTakenError(AlertmanagerError):

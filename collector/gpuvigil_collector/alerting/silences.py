@@ -19,6 +19,7 @@ from gpuvigil_collector.alerting.client import Matcher, SilenceRow
 from gpuvigil_collector.alerting.names import ROWS
 from gpuvigil_detectors.base import SEVERITIES
 from gpuvigil_protos.fault_classes import FAULT_CLASSES
+from gpuvigil_protos.text import printable
 
 _PATTERN_MAX: Final = 4096
 _MEMORY_MAX: Final = 1 << 20
@@ -126,7 +127,7 @@ def _reason(row: SilenceRow, conditions: tuple[Condition, ...]) -> str:
     text = f"silenced in Alertmanager by {row.created_by or 'nobody named'}: {row.comment or 'no comment'}"
     if any(condition.unreadable for condition in conditions):
         text += " (a pattern of it cannot be read and counts as matching)"
-    return "".join(c if c.isprintable() else "?" for c in text[:_REASON_MAX])
+    return printable(text[:_REASON_MAX])
 
 
 class Cover:

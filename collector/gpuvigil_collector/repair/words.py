@@ -17,6 +17,7 @@ from gpuvigil_collector.repair.doubt import Doubt, levels_of
 from gpuvigil_collector.repair.marks import Marks, Until
 from gpuvigil_detectors.base import FactEvent
 from gpuvigil_protos import entity as names
+from gpuvigil_protos.text import printable
 
 Word = Callable[[RepairDesk, int], dict[str, Any]]
 _SECOND_NS: Final = 1_000_000_000
@@ -266,7 +267,7 @@ def _until(now_ns: int, seconds: float, by: str, why: str) -> Until:
 
 
 def _text(why: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in why[:_WHY_MAX])
+    return printable(why[:_WHY_MAX])
 
 
 def _told(desk: RepairDesk, now_ns: int, what: str, by: str, why: str, incident: str = "") -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from gpuvigil_protos.text import printable
+
 TEXT_MAX: Final = 300
 NODES_MAX: Final = 50_000
 JOBS_MAX: Final = 500_000
@@ -125,4 +127,4 @@ def words(state: str | list[str]) -> frozenset[str]:
 def clean(text: str) -> str:
     """Return text from outside, bounded and printable."""
     cut = text[:TEXT_MAX]
-    return cut if cut.isprintable() else "".join(c if c.isprintable() else "?" for c in cut)
+    return printable(cut)
