@@ -30,6 +30,8 @@ Kind = Literal[
 ]
 HARMLESS: Final = frozenset({"notify", "capture_evidence", "hand_over"})
 INTERRUPTS: Final = frozenset({"stop_job", "move_job", "reset_gpu", "reboot"})  # these end running work
+NEEDS_HOLD: Final = frozenset({"validate", "release", "reset_gpu", "reboot"})
+"""Kinds only for a node that we hold: else new work could start in the midst of it."""
 ON_JOB: Final = frozenset({"checkpoint", "stop_job", "move_job"})  # `node` then names where the fault is
 
 TrustOrigin = Literal["driver", "host", "fabric", "scheduler", "peers", "job", "agent", "statistics"]

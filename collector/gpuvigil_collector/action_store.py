@@ -40,7 +40,6 @@ class ActionStore:
 
     def __init__(self, directory: Path) -> None:
         self.fault = ""
-        self.failures = 0
         self._path, self._mark = directory / "actions.sqlite", directory / "actions.mark"
         self._log = log.get("actions")
         self._lock = threading.RLock()
@@ -94,13 +93,7 @@ class ActionStore:
 
     def no_longer_held(self, node: str) -> bool:
         """Count no hold of ours on the node any more: a look told that it is gone (a person took it away)."""
-
-        def put(database: sqlite3.Connection) -> bool:
-            with database:
-                database.execute("UPDATE actions SET holds = 0 WHERE node = ?", (node,))
-            return True
-
-        return bool(self._use(put))
+        return self._change("UPDATE actions SET holds = 0 WHERE node = ?", (node,))
 
     def untold(self, limit: int = 1000) -> list[Told]:
         """Return the transitions that the journal has not taken, oldest first."""
@@ -111,33 +104,15 @@ class ActionStore:
 
     def told(self, sequence: int) -> bool:
         """Forget the transitions up to this one: the journal has them on disk."""
-
-        def drop(database: sqlite3.Connection) -> bool:
-            with database:
-                database.execute("DELETE FROM transitions WHERE sequence <= ?", (sequence,))
-            return True
-
-        return bool(self._use(drop))
+        return self._change("DELETE FROM transitions WHERE sequence <= ?", (sequence,))
 
     def put_case(self, case_id: str, body: str) -> bool:
         """Keep a case's record, JSON that only its writer reads; True once it is on disk."""
-
-        def put(database: sqlite3.Connection) -> bool:
-            with database:
-                database.execute("INSERT OR REPLACE INTO cases VALUES (?, ?)", (case_id, body))
-            return True
-
-        return bool(self._use(put))
+        return self._change("INSERT OR REPLACE INTO cases VALUES (?, ?)", (case_id, body))
 
     def forget_case(self, case_id: str) -> bool:
         """Forget a case."""
-
-        def drop(database: sqlite3.Connection) -> bool:
-            with database:
-                database.execute("DELETE FROM cases WHERE id = ?", (case_id,))
-            return True
-
-        return bool(self._use(drop))
+        return self._change("DELETE FROM cases WHERE id = ?", (case_id,))
 
     def cases(self) -> dict[str, str] | None:
         """Return every case's record by its id; None when they cannot be read."""
@@ -156,6 +131,16 @@ class ActionStore:
             if self._database is not None:
                 self._database.close()
                 self._database, self._tried = None, float("inf")
+
+    def _change(self, statement: str, values: tuple[str | int, ...]) -> bool:
+        """Change rows; True once that is on disk."""
+
+        def change(database: sqlite3.Connection) -> bool:
+            with database:
+                database.execute(statement, values)
+            return True
+
+        return bool(self._use(change))
 
     def _use(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
         """Do `work` on the open file; the one place where its faults end."""
@@ -181,7 +166,6 @@ class ActionStore:
             self._database, self._tried = None, float("-inf")
 
     def _failed(self, why: str) -> None:
-        self.failures += 1
         if why != self.fault:
             self._log.error("actions_fault", why=why)
         self.fault = why

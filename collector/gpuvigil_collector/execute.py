@@ -58,13 +58,11 @@ class Executor:
         actuators: Iterable[Actuator],
         attempt: Attempt,
         *,
-        choose: Callable[[Action, tuple[Actuator, ...]], Actuator | None] | None = None,
         on_end: Callable[[BaseException | None], None] = lambda _: None,
     ) -> None:
         self._store, self._attempt, self._on_end = store, attempt, on_end
         self._actuators = tuple(actuators)
         self._by_name = {actuator.name: actuator for actuator in self._actuators}
-        self._choose = choose or first_of_kind
         self._queue: queue.Queue[Action] = queue.Queue(_QUEUE_MAX)
         self._watched: dict[str, _Watched] = {}
         self._unwritten: dict[str, Action] = {}
@@ -105,7 +103,7 @@ class Executor:
         if self._queue.full() or not self._ready.is_set():
             why = f"{_QUEUE_MAX} actions wait already" if self._queue.full() else "what was open is not read"
             return replace(action, state="failed", outcome=f"not begun: {why}")
-        chosen = self._choose(action, self._actuators)
+        chosen = first_of_kind(action, self._actuators)
         action = replace(action, actuator=chosen.name if chosen else "", outcome="")
         if not self._store.write(action):
             return replace(action, state="failed", outcome=f"not begun: {self._store.fault}")

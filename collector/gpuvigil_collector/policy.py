@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from gpuvigil_collector.action import HARMLESS, INTERRUPTS, Kind
+from gpuvigil_collector.action import HARMLESS, INTERRUPTS, NEEDS_HOLD, ON_JOB, Kind
 from gpuvigil_detectors.base import SEVERITIES, Severity
 from gpuvigil_protos import settings
 from gpuvigil_protos.fault_classes import FAULT_CLASSES
@@ -24,7 +24,6 @@ from gpuvigil_protos.settings import ConfigError, Seconds
 NEVER_HOLD: Final = frozenset({"xid_application", "congestion", "workload_imbalance", "monitor_fault"})
 """Classes that no machine is guilty of: their playbooks may only tell people or ask the job to save."""
 ANSWERS: Final = ("hand_over", "continue")
-_NEEDS_HOLD: Final = frozenset({"reset_gpu", "reboot", "validate", "release"})
 _STEPS_MAX: Final = 20
 _WITHIN_MAX_S: Final = 7 * 86400.0
 
@@ -183,11 +182,11 @@ def _check_playbook(name: str, book: Playbook, policy: Policy, where: str) -> No
             raise ConfigError(
                 f"{at}.failed: unknown {settings.unknown(step.failed, {*ANSWERS, *policy.playbook})}"
             )
-        if step.do in _NEEDS_HOLD and "hold" not in before:
+        if step.do in NEEDS_HOLD and "hold" not in before:
             raise ConfigError(f"{at}.do: expected a hold before {step.do}, got none")
         if step.do == "release" and "validate" not in before:
             raise ConfigError(f"{at}.do: expected validate before release, got none")
-        if step.do in INTERRUPTS and step.when == "always" and step.do in {"reset_gpu", "reboot"}:
+        if step.do in INTERRUPTS - ON_JOB and step.when == "always":
             raise ConfigError(f'{at}.when: expected "idle" for {step.do}, got "always"')
 
 

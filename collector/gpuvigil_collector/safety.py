@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from gpuvigil_protos import entity as names
 
-from .action import HARMLESS, INTERRUPTS, ON_JOB, Fence, FleetState, Gate, Proposal, Verdict
+from .action import HARMLESS, INTERRUPTS, NEEDS_HOLD, ON_JOB, Fence, FleetState, Gate, Proposal, Verdict
 from .safety_budgets import compare
 from .safety_evidence import origins_of, signals_of
 from .safety_facts import KINDS, MODES, Question, inventory_of
@@ -25,8 +25,6 @@ PLACEHOLDERS: Final = frozenset(
     {"none", "null", "nil", "nan", "undefined", "unknown", "all", "any", "every", "true", "false"}
 )
 """What a missing value becomes when somebody prints it: never a target."""
-NEEDS_HOLD: Final = frozenset({"validate", "release", "reset_gpu", "reboot"})
-"""Kinds only for a node that we hold: else new work could start in the midst of it."""
 WITHOUT_EVIDENCE: Final = frozenset({"validate", "release"})
 _GPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]{0,127}\Z")
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -34,10 +34,8 @@ class KubernetesActuator:
         settings: KubernetesSettings,
         *,
         now_ns: Callable[[], int] = time.time_ns,
-        fence_now: Callable[[], Fence | None] | None = None,
     ) -> None:
-        """fence_now: the newest fence, for waits that outlive the one that `apply` was given."""
-        self._calls = Calls(api, now_ns, fence_now)
+        self._calls = Calls(api, now_ns)
         self._namespace = settings.namespace
         self._holding = Holding(self._calls, settings)
         self._moving = Moving(self._calls, settings)

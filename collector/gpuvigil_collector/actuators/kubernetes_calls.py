@@ -23,12 +23,8 @@ _LEAST_S: Final = 1.0  # with less of the lease left, no answer can be waited fo
 class Calls:
     """Writes of one action. now_ns: the clock that the fence's end is told in."""
 
-    def __init__(
-        self, api: KubeApi, now_ns: Callable[[], int], fence_now: Callable[[], Fence | None] | None
-    ) -> None:
-        """fence_now: the fence as it is renewed, so that a long wait may outlive the one it began with."""
-        self.api = api
-        self._now_ns, self._fence_now = now_ns, fence_now
+    def __init__(self, api: KubeApi, now_ns: Callable[[], int]) -> None:
+        self.api, self._now_ns = api, now_ns
         self.events_lost = 0
         self._highest = 0
         self.writes = 0
@@ -40,15 +36,12 @@ class Calls:
 
     def check(self, fence: Fence) -> float:
         """Return the seconds for which we may still act. Raises RefusedError when there are too few."""
-        renewed = self._fence_now() if self._fence_now else None
-        newest = max(self._highest, renewed.generation if renewed else 0)
-        if newest > fence.generation:
-            raise RefusedError(f"generation {fence.generation} is over: {newest} has acted since")
+        if self._highest > fence.generation:
+            raise RefusedError(f"generation {fence.generation} is over: {self._highest} has acted since")
         self._highest = fence.generation
-        current = renewed if renewed and renewed.generation == fence.generation else fence
-        left = (current.until_ns - self._now_ns()) / 1e9
+        left = (fence.until_ns - self._now_ns()) / 1e9
         if left < _LEAST_S:
-            raise RefusedError(f"the lease of {current.holder} (generation {current.generation}) is over")
+            raise RefusedError(f"the lease of {fence.holder} (generation {fence.generation}) is over")
         return left
 
     def ask_the_lease(self, namespace: str, fence: Fence, deadline: Deadline) -> None:

@@ -10,9 +10,10 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from gpuvigil_collector.action import Mode
+from gpuvigil_collector.repair.case import Outcome
 from gpuvigil_collector.repair.stage import RepairView
 
-_OUTCOMES: Final = ("running", "observed", "returned", "mended", "cleared", "handed_over", "rejected")
+_OUTCOMES: Final = tuple(outcome or "running" for outcome in get_args(Outcome))
 
 
 def families(view: RepairView) -> Iterator[Metric]:

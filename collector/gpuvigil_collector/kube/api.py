@@ -152,11 +152,6 @@ class KubeApi:
         query = {"fieldManager": FIELD_MANAGER}
         return self._decoded(self._send("PATCH", path, deadline, query, body, how), kind, path)
 
-    def put(self, path: str, body: Mapping[str, Any], kind: type[T], deadline: Deadline) -> T:
-        """Replace one object. Raises UnsentError, LostError or StatusError."""
-        query = {"fieldManager": FIELD_MANAGER}
-        return self._decoded(self._send("PUT", path, deadline, query, body), kind, path)
-
     def post(self, path: str, body: Mapping[str, Any], deadline: Deadline) -> None:
         """Create one object; the answer's body is not used. Raises UnsentError, LostError or StatusError."""
         self._send("POST", path, deadline, {"fieldManager": FIELD_MANAGER}, body)

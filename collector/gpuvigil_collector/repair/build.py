@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ class Senses:
 
     scheduler: Callable[[], SchedulerView | None] = lambda: None
     fence: Callable[[], Fence | None] = lambda: None
-    silenced: Callable[[], Mapping[str, str] | None] = dict
     paused: Callable[[], str] = lambda: ""
     snapshot: Callable[[], Snapshot | None] = lambda: None
 
@@ -51,6 +50,6 @@ def make_repair(
     hands.load()
     return Repair(
         desk=RepairDesk(book, hands), settings=settings, domains=domains, scheduler=senses.scheduler,
-        fence=senses.fence, silenced=senses.silenced, paused=senses.paused,
+        fence=senses.fence, paused=senses.paused,
         journal_has_all=lambda: not journal.waiting,
     )  # fmt: skip

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from gpuvigil_collector import execute
-from gpuvigil_collector.action import Mode
 from gpuvigil_collector.action_store import ActionStore
 from gpuvigil_collector.attempt import Attempt
 from gpuvigil_collector.config import CollectorConfig
@@ -20,12 +19,12 @@ from gpuvigil_collector.repair.build import Senses, make_repair
 from gpuvigil_collector.repair.calls import AgentCalls
 from gpuvigil_collector.repair.schedulers import KubernetesScheduler, Scheduler, SlurmScheduler
 from gpuvigil_collector.repair.stage import Repair
+from gpuvigil_collector.safety_facts import MODES
 from gpuvigil_collector.saves.desk import SaveDesk
 from gpuvigil_detectors.base import Snapshot
 from gpuvigil_protos import pause
 
 _STOP_S: Final = 5.0
-_STRICTEST: Final[tuple[Mode, ...]] = ("observe", "recommend", "act")
 
 
 class Plant:
@@ -95,7 +94,7 @@ def scheduler_of(config: CollectorConfig) -> Scheduler | None:
     if config.remediation.scheduler != "slurm":
         return None
     modes = config.remediation.partition_modes
-    strictest_first = sorted(modes, key=lambda name: (_STRICTEST.index(modes[name]), name))
+    strictest_first = sorted(modes, key=lambda name: (MODES.index(modes[name]), name))
     return SlurmScheduler(config.slurm, partitions=strictest_first)
 
 

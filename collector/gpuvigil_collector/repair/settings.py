@@ -7,10 +7,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from gpuvigil_collector.action import Limits
+from gpuvigil_collector.action import Limits, Mode
 from gpuvigil_protos.settings import ConfigError, Seconds
 
-Mode = Literal["observe", "recommend", "act"]
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "jobs_an_hour": (0, 1000), "gpus_share_an_hour": (0, 1), "job_stops_an_hour": (0, 100),
     "job_stops_a_day": (0, 1000), "job_gpus_without_approval": (0, 1_000_000), "unavailable_share": (0, 1),

@@ -50,9 +50,9 @@ class Repair:
     domains: Mapping[str, str]
     scheduler: Callable[[], SchedulerView | None]
     fence: Callable[[], Fence | None]
-    silenced: Callable[[], Mapping[str, str] | None]
     paused: Callable[[], str]
     journal_has_all: Callable[[], bool]
+    silenced: Callable[[], Mapping[str, str] | None] = dict
     view: RepairView = field(default_factory=RepairView)
     _clocks: tuple[int, int] = (0, 0)
     _leaps: list[tuple[int, int]] = field(default_factory=list)
