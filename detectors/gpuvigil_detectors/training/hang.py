@@ -12,6 +12,7 @@ Source: formula 7 of the methods.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +21,7 @@ import numpy as np
 from gpuvigil_detectors.base import Float32
 from gpuvigil_detectors.training import live_records, standing
 from gpuvigil_detectors.training.jobs import FLAGS, PHASE, SECONDS, UNUSUAL, Job, Rank
-from gpuvigil_detectors.training.progress import Kind
+from gpuvigil_detectors.training.progress import Blame, Kind
 
 FLOOR_S: Final = 15.0
 _FACTOR: Final = 3.0
@@ -60,10 +61,10 @@ def _usual(rank: Rank) -> Float32:
     return usual
 
 
-def look(job: Job, now_ns: int, struck: frozenset[int] = frozenset()) -> Stall | None:
+def look(job: Job, now_ns: int, struck: Callable[[], frozenset[int]] = frozenset) -> Stall | None:
     """Judge one job now; None while it moves, or while nothing can be said.
 
-    struck: ranks whose device has reported a fatal fault.
+    struck: ranks whose device has reported a fatal fault; asked only where a job stands.
     """
     ranks = job.living
     allowed = limit_s(job)
@@ -73,7 +74,7 @@ def look(job: Job, now_ns: int, struck: frozenset[int] = frozenset()) -> Stall |
     if min(ages) <= allowed or any(rank.phase in _LONG_PHASES for rank in ranks):
         return None
     since_ns = now_ns - int(min(ages) * 1e9)
-    kind, culprits, why = _by_collectives(ranks, now_ns, since_ns, struck) or _blame(ranks, since_ns)
+    kind, culprits, why = _by_collectives(ranks, now_ns, since_ns, struck()) or _blame(ranks, since_ns)
     where = standing.stacks(((rank.number, rank.standing) for rank in ranks), since_ns)
     why = f"{why}; {where}" if where else why
     return Stall(
@@ -104,13 +105,18 @@ def _by_collectives(
     Records that were asked for tell ops and sizes: they go before the counts that ranks tell by themselves.
     """
     still = {rank.number: rank.heartbeat_age_s > _HEARTBEAT_S for rank in ranks}
-    records = live_records.blame(((r.number, r.records, still[r.number]) for r in ranks), since_ns, struck)
-    counts = standing.blame(((r.number, r.standing, still[r.number]) for r in ranks), now_ns, struck)
-    for found in (records, counts):
+    for found in _judgements(ranks, still, now_ns, since_ns, struck):
         if found is not None and (found.culprits or found.kind == "desync"):
             held = [rank for rank in ranks if rank.number in found.culprits and still[rank.number]]
             return found.kind, found.culprits, found.sentence + _why_held(held, since_ns)
     return None
+
+
+def _judgements(
+    ranks: list[Rank], still: dict[int, bool], now_ns: int, since_ns: int, struck: frozenset[int]
+) -> Iterator[Blame | None]:
+    yield live_records.blame(((r.number, r.records, still[r.number]) for r in ranks), since_ns, struck)
+    yield standing.blame(((r.number, r.standing, still[r.number]) for r in ranks), now_ns, struck)
 
 
 def _why_held(ranks: list[Rank], since_ns: int) -> str:

@@ -51,8 +51,12 @@ class Usual:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The newest steps that all ranks told of, oldest first. ends: ns [n]; own: s [ranks, n]; step: s [n]."""
+    """The newest steps that all ranks told of, oldest first. ends: ns [n]; own: s [ranks, n]; step: s [n].
 
+    ranks: their numbers, in the order of `own`.
+    """
+
+    ranks: tuple[int, ...]
     ends: NDArray[np.int64]
     step: Float64
     own: Float64
@@ -77,6 +81,7 @@ def parts(job: Job) -> Parts | None:
     if keep.sum() < _LEAST:
         return None
     return Parts(
+        ranks=tuple(rank.number for rank in ranks),
         ends=ranks[0].end_ns[found[0][0]][keep], step=np.median(rows[:, keep, SECONDS], axis=0),
         own=np.nan_to_num(own[:, keep]).sum(axis=2),
     )  # fmt: skip
@@ -90,11 +95,8 @@ def _rows(rank: Rank, wanted: Float64) -> tuple[NDArray[np.int64], NDArray[np.bo
     return place, numbers[place] == wanted
 
 
-def usual(job: Job, since_ns: int) -> Usual | None:
+def usual(found: Parts, since_ns: int) -> Usual | None:
     """What the job's steps were made of until an instant; None where too few are still known."""
-    found = parts(job)
-    if found is None:
-        return None
     before = found.ends < since_ns
     if before.sum() < _LEAST:
         return None
@@ -111,27 +113,21 @@ def _stands_out(own: Float64) -> Float64:
     return out
 
 
-def only_exchange(job: Job, before: Usual) -> tuple[float, float] | None:
+def only_exchange(found: Parts, before: Usual) -> tuple[float, float] | None:
     """Seconds by which step and slowest rank's own time grew, where the ranks' own is no part of it."""
-    found = parts(job)
-    if found is None:
-        return None
     grew = float(np.median(found.step[-_LEAST:])) - before.step
     own = float(np.median(found.own[:, -_LEAST:].max(axis=0))) - before.own
     return (grew, own) if grew > 0 and own < _OWN_SHARE * grew else None
 
 
-def late_ones(job: Job, before: Usual) -> tuple[int, ...]:
+def late_ones(found: Parts, before: Usual) -> tuple[int, ...]:
     """Ranks that were the late one, where most of the newest steps had one and no rank mostly was.
 
     Late is who stands out by more than the slowest used to: what makes all ranks slower moves nothing.
     """
-    found = parts(job)
-    if found is None:
-        return ()
     own = found.own[:, -_LATELY:]
     late = _stands_out(own) > _LATE * before.stands_out
     who, times = np.unique(own.argmax(axis=0)[late], return_counts=True)
     if late.mean() < _MOSTLY or times.max() > _SAME * times.sum():
         return ()
-    return tuple(sorted(job.living[place].number for place in who.tolist()))
+    return tuple(sorted(found.ranks[place] for place in who.tolist()))

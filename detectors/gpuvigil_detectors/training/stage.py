@@ -85,7 +85,7 @@ class Training:
 
     def _hang(self, job: Job, snapshot: Snapshot) -> Claim | None:
         now_ns = snapshot.now_ns
-        stall = hang.look(job, now_ns, self._nodes.struck(job, now_ns))
+        stall = hang.look(job, now_ns, lambda: self._nodes.struck(job, now_ns))
         if stall is None:
             self._stalls.pop(job.name, None)
             return None
@@ -122,9 +122,12 @@ class Training:
         late = slow.late_rank(job)
         if not pace.slow:
             return _suspect(job, pace, late)
-        if job.name not in self._usual and (before := parts.usual(job, pace.since_ns)) is not None:
-            self._usual[job.name] = before
-        rule, fault_class, rank, which = self._explain(job, late)
+        found = parts.parts(job)
+        if found is not None and job.name not in self._usual:
+            before = parts.usual(found, pace.since_ns)
+            if before is not None:
+                self._usual[job.name] = before
+        rule, fault_class, rank, which = self._explain(job, late, found)
         verified = pace.high >= _VERIFIED  # one that is surely smaller is recorded only
         if fault_class == "congestion":
             verified &= now_ns - pace.since_ns > _PASSES_NS
@@ -142,14 +145,16 @@ class Training:
             ),
         )  # fmt: skip
 
-    def _explain(self, job: Job, late: Late | None) -> tuple[str, str, Rank | None, str]:
+    def _explain(
+        self, job: Job, late: Late | None, found: parts.Parts | None
+    ) -> tuple[str, str, Rank | None, str]:
         """Rule, class, rank and words of a slowdown: input, the work itself, one machine, or nobody's."""
         before = self._usual.get(job.name)
-        if before is not None and (moving := parts.late_ones(job, before)):
+        if found is not None and before is not None and (moving := parts.late_ones(found, before)):
             words = f"{len(moving)} ranks were the late one in turn: the work moves"
             return "late_rank_moves", "workload_imbalance", None, words
         if late is None:
-            rule, fault_class, words = self._explain_all(job)
+            rule, fault_class, words = self._explain_all(job, found)
             return rule, fault_class, None, words
         worst = self._late.setdefault(job.name, deque(maxlen=_MOVES_OF))
         worst.append(late.rank.number)
@@ -172,14 +177,14 @@ class Training:
             return "late_rank_input", "data_stall", late.rank, f"{head}: it waits for its input"
         return "late_rank", "straggler", late.rank, head
 
-    def _explain_all(self, job: Job) -> tuple[str, str, str]:
+    def _explain_all(self, job: Job, found: parts.Parts | None) -> tuple[str, str, str]:
         """Rule, class and words of a slowdown in which no rank is always the late one."""
         share = slow.data_share(job)
         if share is not None and share[0] > _DATA_SHARE and share[0] > _DATA_GROWTH * share[1]:
             words = f"{100 * share[0]:.0f} % of a step waits for input, {100 * share[1]:.0f} % before"
             return "input_holds_it", "data_stall", words
         before = self._usual.get(job.name)
-        grew = parts.only_exchange(job, before) if before is not None else None
+        grew = parts.only_exchange(found, before) if found is not None and before is not None else None
         if grew is not None:
             return "exchange_is_slower", "congestion", (
                 f"the exchange between its ranks takes {grew[0] * 1e3:.0f} ms longer, their own time "
