@@ -99,15 +99,18 @@ class DriverChild(asyncio.Protocol):
         self._on_end(self, self._process.returncode)
 
 
-def import_path() -> str:
-    """Return the PYTHONPATH with which a child of the agent finds the agent's own packages."""
+def import_path(outer: str = "") -> str:
+    """Return the PYTHONPATH with which a child of the agent finds the agent's own packages, then `outer`."""
     installed = {*site.getsitepackages(), site.getusersitepackages()}  # found anyway, and not before stdlib
     roots = {
         str(Path(package.__file__ or "").parents[1]): None for package in (gpuvigil_agent, gpuvigil_protos)
     }
-    return os.pathsep.join(
-        [*(root for root in roots if root not in installed), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    return os.pathsep.join([*(root for root in roots if root not in installed), *filter(None, [outer])])
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child of the agent: the agent's, and where its packages are."""
+    return os.environ | {"PYTHONPATH": import_path(os.environ.get("PYTHONPATH", ""))}
 
 
 def _exec(fd: int) -> subprocess.Popen[bytes]:
@@ -117,5 +120,5 @@ def _exec(fd: int) -> subprocess.Popen[bytes]:
         [*command, "--fd", str(fd), "--parent", str(os.getpid())],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": import_path()},
+        env=child_environment(),
     )

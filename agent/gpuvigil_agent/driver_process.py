@@ -7,7 +7,6 @@ waits for Xids, one reads each GPU; each may hang alone. A tick is answered in t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -22,10 +21,10 @@ from gpuvigil_agent import driver_frames as frames
 from gpuvigil_agent.driver_budget import Budget
 from gpuvigil_agent.driver_session import Session
 from gpuvigil_agent.driver_worker import Outbox
+from gpuvigil_agent.parent_death import die_with
 from gpuvigil_protos.settings import ConfigError
 
 ANSWER_S: Final = 0.6
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Coordinator:
@@ -103,13 +102,6 @@ class Coordinator:
             self._ended = self._ended or isinstance(frame, frames.Ended)
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process with the agent, also when it is stopped or hangs."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def _crash(details: threading.ExceptHookArgs) -> None:
     """Show a thread's bug and end the process: a sampler that is silently dead would look like absence."""
     threading.__excepthook__(details)
@@ -122,7 +114,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the agent says when to stop; they reach its whole group
         signal.signal(number, signal.SIG_IGN)
     threading.excepthook = _crash
-    _die_with(int(options["--parent"]))
+    die_with(int(options["--parent"]))
     link = socket.socket(fileno=int(options["--fd"]))
     link.setblocking(True)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the agent is gone

@@ -184,20 +184,19 @@ class HookIntake:
 
     def restart(self, job: str, request: str) -> str:
         """Have a job's launcher on this node restart it. Raises Refused."""
-        ranks = [rank for rank in self.ranks.values() if rank.identity.job == job]
-        return self._launchers.restart(job, request, {rank.peer.uid for rank in ranks})
+        return self._launchers.restart(job, request, {rank.peer.uid for rank in self._ranks_of(job)})
 
     def ask_to_save(self, job: str, number: int, request: str, deadline_ns: int) -> tuple[int, int]:
         """Ask this node's ranks of a job for a checkpoint; return how many were asked, and of how many."""
-        ranks = [rank for rank in self.ranks.values() if rank.identity.job == job]
+        ranks = self._ranks_of(job)
         return sum(rank.ask_to_save(number, request, deadline_ns) for rank in ranks), len(ranks)
 
     def gather(self, job: str, number: int) -> str:
         """Gather evidence from this node's ranks of a job that may hang; return what was begun."""
-        ranks = [rank for rank in self.ranks.values() if rank.identity.job == job]
-        return hook_evidence.gather(ranks, number, self._on_event)
+        return hook_evidence.gather(self._ranks_of(job), number, self._on_event)
 
-    # --- ranks
+    def _ranks_of(self, job: str) -> list[Rank]:
+        return [rank for rank in self.ranks.values() if rank.identity.job == job]
 
     def read(self) -> tuple[list[Sample], list[tuple[str, Step]]]:
         """Read every rank once: how it is now, and the steps that it ended since the last call."""

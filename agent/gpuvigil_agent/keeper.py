@@ -16,7 +16,6 @@ from typing import Final
 from gpuvigil import run
 
 _BLOCK: Final = 1 << 16
-_CLEAR: Final = ("PYTHONPATH",)  # the keeper's own, not the job's
 
 
 class BoundedLog:
@@ -48,8 +47,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pythonpath", default="")
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
-    for name in _CLEAR:
-        os.environ.pop(name, None)
+    os.environ.pop("PYTHONPATH", None)  # the keeper's own, not the job's
     if options.pythonpath:
         os.environ["PYTHONPATH"] = options.pythonpath
     reader, writer = os.pipe()

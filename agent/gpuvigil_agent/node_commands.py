@@ -86,23 +86,28 @@ class NodeCommands:
         return [clean(note, 120) for note in found]
 
     def _boot(self, arguments: _Arguments) -> str:
+        action, unit = arguments.get("action", ""), arguments.get("unit", "")
+        found: dict[str, object] = {"boot_id": kernel_boot_id()}
+        found |= {"helper": self._seen(action, unit)} if action or unit else self._marks(arguments)
+        return msgspec.json.encode(found).decode()
+
+    def _seen(self, action: str, unit: str) -> object:
+        """What the helper's ledger says of an action, or why it cannot be asked."""
+        try:
+            return helper_link.look(self._helper.socket, action, unit)
+        except (Refused, helper_link.LostError) as error:
+            return str(error)[:200]
+
+    def _marks(self, arguments: _Arguments) -> dict[str, object]:
+        holds = self._holds.all()
         shown = [
             {"incident": hold.incident[:_SHOWN_MAX], "by": hold.by[:20], "reason": hold.reason[:_SHOWN_MAX]}
-            for hold in self._holds.all()[:3]
+            for hold in holds[:3]
         ]
-        found: dict[str, object] = {
-            "boot_id": kernel_boot_id(), "held": shown,
-            "paused": pause.paused(self._helper.pause_files)[:160],
-            "ours": any(h.incident == arguments.get("incident") and h.by == OURS for h in self._holds.all()),
+        return {
+            "held": shown, "paused": pause.paused(self._helper.pause_files)[:160],
+            "ours": any(hold.incident == arguments.get("incident") and hold.by == OURS for hold in holds),
         }  # fmt: skip
-        action, unit = arguments.get("action", ""), arguments.get("unit", "")
-        if action or unit:
-            try:
-                found = {"boot_id": kernel_boot_id()}
-                found["helper"] = helper_link.look(self._helper.socket, action, unit)
-            except (Refused, helper_link.LostError) as error:
-                found["helper"] = str(error)[:200]
-        return msgspec.json.encode(found).decode()
 
     def _hold(self, arguments: _Arguments, _deadline_ns: int) -> str:
         incident, generation = _name(arguments, "incident"), _number(arguments, "generation")

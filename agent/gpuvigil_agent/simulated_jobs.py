@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from gpuvigil_agent.config import AgentConfig
-from gpuvigil_agent.driver_child import import_path
+from gpuvigil_agent.driver_child import child_environment
 from gpuvigil_protos import log
 from gpuvigil_protos.settings import ConfigError
 
@@ -28,11 +28,6 @@ class SimulatedJobs:
     def __init__(self, config: AgentConfig, node: str) -> None:
         self._order = _order(config, node)
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """The process of the jobs, 0 where there is none."""
-        return self._process.pid if self._process is not None else 0
 
     def tend(self, ready: bool) -> None:
         """Start the ranks once GPUs are known: a rank's claim of one that is not there yet is refused."""
@@ -78,7 +73,7 @@ def _start(order: bytes) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "gpuvigil_agent.simulate.job_node"],
         stdin=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": import_path()},
+        env=child_environment(),
     )
     if process.stdin is not None:  # it was asked for
         with process.stdin as pipe:

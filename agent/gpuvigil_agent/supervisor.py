@@ -11,7 +11,6 @@ import contextlib
 import os
 import pwd
 import signal
-import site
 import subprocess
 import sys
 import time
@@ -21,10 +20,10 @@ from uuid import uuid4
 
 import msgspec
 
-import gpuvigil_agent
 from gpuvigil.checkpoints import write_durably
 from gpuvigil_agent import processes
 from gpuvigil_agent.config import SupervisedJob, SupervisorTable
+from gpuvigil_agent.driver_child import import_path
 from gpuvigil_agent.identity import kernel_boot_id
 
 _KILL_WITHIN_S: Final = 10.0
@@ -162,9 +161,7 @@ class Supervisor:
 
     def _environment(self, settings: SupervisedJob, record: Record) -> dict[str, str]:
         """What the config says, and what makes the job ours: never the agent's own environment."""
-        roots = [str(Path(gpuvigil_agent.__file__ or "").parents[1])]
-        installed = {*site.getsitepackages(), site.getusersitepackages()}
-        own = {"PYTHONPATH": os.pathsep.join(root for root in roots if root not in installed)}
+        own = {"PYTHONPATH": import_path()}
         library = {key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"}
         return {"PATH": _PATH, "LANG": "C.UTF-8"} | library | settings.environment | own | {
             processes.MARK: record.mark, "GPUVIGIL_JOB": record.job, "GPUVIGIL_SOCKET": self._hook_socket,

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from gpuvigil_agent.config import AgentConfig
+from gpuvigil_agent.driver_child import child_environment
 from gpuvigil_agent.kernel_grammar import clean
 from gpuvigil_protos import log, settings
 
@@ -70,7 +71,7 @@ class Validation:
         argv = [sys.executable, "-P", "-m", "gpuvigil_agent", "validate", "--config", str(self._file)]
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            env=child_environment(), start_new_session=True,
         )  # fmt: skip
         try:
             output, _ = process.communicate(timeout=self._timeout_s)

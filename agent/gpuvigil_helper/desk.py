@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Annotated, Final
 
 import msgspec
@@ -155,6 +154,3 @@ class Desk:
 
 def _words(order: Order) -> str:
     return f"{order.verb} {order.target}".strip()
-
-
-Answer = Callable[[bytes, LetGo], Said | Seen]

@@ -19,7 +19,7 @@ from gpuvigil_agent.simulate import noise
 from gpuvigil_agent.simulate.gpu import GpuPhysics
 from gpuvigil_agent.simulate.job import Job
 from gpuvigil_agent.simulate.links import Links
-from gpuvigil_agent.simulate.scenario import Placed
+from gpuvigil_agent.simulate.scenario import Placed, Scenario
 from gpuvigil_agent.simulate.world import DATA_DISK, World
 
 NEVER: Final = 1 << 62
@@ -56,9 +56,9 @@ class Down(NamedTuple):
 class Effects:
     """One job's. Instants are ns UTC; a rank that no fault touches costs a look into empty tables."""
 
-    def __init__(self, config: Simulate, job: Job, own: str) -> None:
+    def __init__(self, config: Simulate, job: Job, own: str, scenario: Scenario | None = None) -> None:
         self.job, self._key = job, noise.mix(config.seed, noise.key_of(job.name))
-        self._worlds = [World(config, name) for name in job.node_names(own)]
+        self._worlds = [World(config, name, scenario=scenario) for name in job.node_names(own)]
         self._healthy = msgspec.structs.replace(config, scenario="")
         self._of: dict[int, list[Placed]] = {}  # rank -> faults of its own
         self._all: list[Placed] = []  # faults of the whole job

@@ -8,17 +8,16 @@ ring with the agent as any rank does. All end with the agent.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import resource
-import signal
 import sys
 from types import TracebackType
 
 import msgspec
 
 from gpuvigil_agent.config import Simulate
+from gpuvigil_agent.parent_death import die_with
 from gpuvigil_agent.simulate.job import Job
 from gpuvigil_agent.simulate.job_effects import Effects
 from gpuvigil_agent.simulate.job_rank import DeviceError, SimulatedRank
@@ -26,8 +25,6 @@ from gpuvigil_agent.simulate.job_steps import Steps
 from gpuvigil_agent.simulate.truth import Truth
 from gpuvigil_agent.simulate.world import World
 from gpuvigil_protos.settings import ConfigError
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -55,13 +52,6 @@ def environment(job: Job, world: World, place: int, rank: int, socket: str) -> d
     }
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print one line of what a fault makes a rank raise, all of anything else."""
     if isinstance(error, DeviceError):
@@ -72,13 +62,13 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 def _fork(job: Job, world: World, place: int, socket: str) -> bool:
     """Make the node's ranks of one job; True in a rank that has done its work."""
-    effects = Effects(world.config, job, world.node)
+    effects = Effects(world.config, job, world.node, world.scenario)
     gc.collect()
     gc.freeze()  # what is there now is not walked again, so the ranks go on sharing it
     parent = os.getpid()
     for rank in range(place * job.ranks_per_node, (place + 1) * job.ranks_per_node):
         if os.fork() == 0:
-            _die_with(parent)
+            die_with(parent)
             os.environ.update(environment(job, world, place, rank, socket))
             sys.excepthook = _say
             steps = Steps(job, effects, world.config.seed, world.start_ns)
@@ -90,7 +80,7 @@ def _fork(job: Job, world: World, place: int, socket: str) -> bool:
 def main() -> int:
     """Run the ranks of the order on standard input; 0 when all have ended, 2 with the reason."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    _die_with(order.parent)
+    die_with(order.parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         world = World(order.simulate, order.node)

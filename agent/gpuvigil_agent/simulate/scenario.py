@@ -43,10 +43,6 @@ class Scenario(NamedTuple):
     faults: tuple[Fault, ...]
     jobs: tuple[Job, ...] = ()
 
-    def job(self, name: str) -> Job:
-        """The job of a name that the file has."""
-        return next(job for job in self.jobs if job.name == name)
-
 
 class Placed(NamedTuple):
     """One fault on this node's clock, nanoseconds UTC; end_ns is None when it stays.
@@ -112,7 +108,7 @@ def _check_loop(fault: LoopFault, jobs: tuple[Job, ...], origin: str) -> None:
     rank = getattr(fault, "rank", None) or 0
     if rank >= job.world_size:
         raise ConfigError(f"{origin}: rank: expected less than {job.world_size}, got {rank}")
-    node = job.nodes[job.place_of(rank)[0]]
+    node = _home(fault, job)
     if fault.node not in ("", node):
         raise ConfigError(
             f"{origin}: node: expected {node!r}, that of rank {rank}, or none, got {fault.node!r}"
@@ -164,8 +160,12 @@ def is_for(fault: Fault, node: str) -> bool:
 def _is_here(fault: Fault, jobs: tuple[Job, ...], node: str) -> bool:
     if not isinstance(fault, LoopFault):
         return is_for(fault, node)
-    job = next(job for job in jobs if job.name == fault.job)
-    return is_node(job.nodes[job.place_of(getattr(fault, "rank", None) or 0)[0]], node)
+    return is_node(_home(fault, next(job for job in jobs if job.name == fault.job)), node)
+
+
+def _home(fault: LoopFault, job: Job) -> str | int:
+    """The node of the rank that a fault is one of, of rank 0 where it is one of the whole job."""
+    return job.nodes[job.place_of(getattr(fault, "rank", None) or 0)[0]]
 
 
 def place(scenario: Scenario, node: str, start_ns: int) -> tuple[Placed, ...]:

@@ -30,12 +30,17 @@ class World:
     count from one instant.
     """
 
-    def __init__(self, config: Simulate, node: str, clock: Clock = time.time_ns) -> None:
+    def __init__(
+        self, config: Simulate, node: str, clock: Clock = time.time_ns, scenario: Scenario | None = None
+    ) -> None:
+        """scenario: the config's, where it has been read before."""
         self.config, self.node, self.clock = config, node, clock
         self.start_ns = config.start_ns or clock()
         self.profile = load_profile(config.profile)
         self.key = noise.mix(config.seed, noise.key_of(node))
-        scenario = load_scenario(Path(config.scenario)) if config.scenario else Scenario("", ())
+        if scenario is None:
+            scenario = load_scenario(Path(config.scenario)) if config.scenario else Scenario("", ())
+        self.scenario = scenario
         self.interfaces = ("eth0", *(f"ib{port}" for port in range(min(8, max(1, config.gpus)))))
         self.faults = place(scenario, node, self.start_ns)
         self.jobs = tuple(job for job in scenario.jobs if job.node_place(node) is not None)
