@@ -8,6 +8,8 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gpuvigil
 BUF := $(CACHE)/buf/node_modules/.bin/buf
 BUF_VERSION := 1.75.0
 PY := $(VENV)/bin/python
+# tests run side by side (tests/parallel.py): most of a run is waiting for servers. 0: in one process
+WORKERS ?= 3
 ARGS ?=
 
 .PHONY: demo demo-train test test-train test-gpu check lint types imports protos generate bench ci soak promises clean
@@ -19,10 +21,10 @@ demo-train: $(VENV)/.train  ## As demo, with a real training job that is slowed,
 	@$(VENV)/bin/gpuvigil demo --training $(ARGS)
 
 test: $(VENV)/.dev  ## Every suite that this machine can run; names those that it cannot
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 test-train: $(VENV)/.train  ## As test, with PyTorch: the hook in real training loops
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 test-gpu: $(VENV)/.dev  ## The same contracts on a real NVIDIA driver
 	@$(PY) -m pytest -m gpu $(ARGS)

@@ -10,8 +10,10 @@ import os
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from parallel import SideBySide
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -68,6 +70,11 @@ NEEDS: dict[str, Callable[[], str | None]] = {
 _not_run: dict[str, str] = {}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the rules of running side by side."""
+    config.pluginmanager.register(SideBySide())
+
+
 def pytest_sessionstart() -> None:
     """Modules that need torch to be imported skip themselves whole: where all is required, end here."""
     if os.environ.get("GPUVIGIL_REQUIRE") == "all" and (reason := _torch()):
@@ -96,6 +103,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("GPUVIGIL_REQUIRE") == "all":
         report.outcome, report.longrepr = "failed", f"{item.nodeid} skipped itself: {report.longrepr}"
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a worker tell what it did not run."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = _not_run
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear what a worker did not run."""
+    _not_run.update(getattr(node, "workeroutput", {}).get("not_run", {}))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ def seed_of_this_commit() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_every_fault_is_found_and_nothing_else_is_alarmed() -> None:
     seed = seed_of_this_commit()

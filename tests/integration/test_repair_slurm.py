@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from integration.repair_fleet import INTERVAL, RepairFleet, repair_fleet
 from integration.repair_watch import told, watch
-from integration.slurm_lab import SlurmLab
+from integration.slurm_lab import SlurmLab, until
 
 pytestmark = [pytest.mark.needs_slurm, pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS = ["capture_evidence", "checkpoint", "hold", "move_job", "reboot", "validate", "validate", "release"]
@@ -38,6 +38,12 @@ def changes(fleet: RepairFleet, since: int, word: str) -> list[str]:
 
 def log_size(slurm: SlurmLab) -> int:
     return (slurm.folder / "log/slurmctld.log").stat().st_size
+
+
+def takes_work_again(fleet: RepairFleet) -> None:
+    """Nothing of ours is left on the node, and Slurm hears its slurmd ("idle*" until then)."""
+    assert fleet.node_says("gn1")[1] == "", "no drain of ours is left"
+    until(lambda: fleet.node_says("gn1") == ("idle", ""), "gn1 takes work again", within_s=60)
 
 
 def nothing_lost(fleet: RepairFleet) -> None:
@@ -68,8 +74,7 @@ def test_a_lost_gpu_under_a_job_of_slurm_is_repaired_and_its_node_returns(
         assert (case["outcome"], case["playbook"]) == ("returned", "move_and_reboot"), told(fleet)
         assert [mark["step"] for mark in case["trail"]] == STEPS, case["trail"]
         assert case["jobs"] == {fleet.job: "saved"}
-        state, reason = fleet.node_says("gn1")
-        assert (state, reason) == ("idle", ""), "it takes work again, and nothing of ours is left on it"
+        takes_work_again(fleet)
         assert all(fleet.node_says(node)[1] == "" for node in ("gn2", "gn3", "gn4"))
         nothing_lost(fleet)
         assert slurm.job(fleet.job)["restart_cnt"] == 1
@@ -158,7 +163,7 @@ def test_r3_a_collector_killed_in_the_midst_of_a_repair_ends_it_and_repeats_noth
             return
         [case] = fleet.cases()
         assert case["outcome"] == "returned", told(fleet)
-        assert fleet.node_says("gn1") == ("idle", ""), "no drain of ours is left"
+        takes_work_again(fleet)
         assert all(fleet.node_says(node)[1] == "" for node in ("gn2", "gn3", "gn4"))
         assert slurm.job(fleet.job)["restart_cnt"] == 1, "requeued once"
         assert (folder / "reboots").read_text().split() == ["gn1"], "rebooted once"

@@ -41,7 +41,7 @@ from gpuvigil_collector.safety_facts import Inventory
 KINDS = typing.get_args(Kind)
 
 
-JUNK_VALUES = (None, object(), -1, 1.5, "\x00", [], (None,), {"n0": None}, {1: 2}, ((1, 2, 3),), True)
+JUNK_VALUES = (None, ..., -1, 1.5, "\x00", [], (None,), {"n0": None}, {1: 2}, ((1, 2, 3),), True)
 BAD_PAST = {"gpus": (-1, True), "at_ns": (0, 1.0), "kind": ("drain",), "open": (1,), "node": (None,),
             "jobs": (["j"], (1,)), "case": (None,), "id": (None,)}  # fmt: skip
 BAD_NODE = {"gpus": (-1, None, True), "hold": (None, "mine", []), "silent": (None,), "dead": (0,),

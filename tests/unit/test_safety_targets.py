@@ -47,7 +47,7 @@ NO_NAMES = [
     "{}",
     "-",
 ]
-NO_VALUES = [None, 0, 1, True, b"n0", ("n0",), ["n0"], {"n0": 1}, float("nan"), object()]
+NO_VALUES = [None, 0, 1, True, b"n0", ("n0",), ["n0"], {"n0": 1}, float("nan"), ...]
 
 
 @pytest.mark.parametrize("kind", KINDS)
