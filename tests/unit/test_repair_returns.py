@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unit.repair_world import SECOND, World
 
+from gpuvigil_collector.repair import words
 from gpuvigil_collector.repair.walk import Word
 
 
@@ -65,3 +66,39 @@ def test_r12_a_restart_in_the_clean_wait_shortens_nothing() -> None:
     assert "release" not in after.kinds
     after.tick(15)
     assert after.kinds == ["release"] and after.case.outcome == "returned"
+
+
+def test_r12_a_person_may_return_a_node_as_often_as_it_takes() -> None:
+    """Each `gpuvigil return` is a test of its own: what an earlier one said answers for nothing."""
+    world = World()
+    world.effects.fails["validate"] = "bandwidth 40 % of its model's"
+    world.fault("gpu_lost")
+    world.tick(8)
+    world.open.clear()
+    world.tick(200, seconds=60)
+    for asked in (1, 2):
+        tests = world.kinds.count("validate")
+        words.give_back("n1", "ada")(world.desk, world.now_ns)
+        world.tick(200, seconds=60)
+        assert world.kinds.count("validate") == tests + 1, f"return {asked} is tested anew"
+        assert (world.case.outcome, world.case.held) == ("handed_over", True)
+    world.effects.fails.clear()
+    words.give_back("n1", "ada")(world.desk, world.now_ns)
+    world.tick(200, seconds=60)
+    assert (world.case.outcome, world.kinds[-1]) == ("returned", "release")
+    kept = [one for one in world.records.kept.values() if one.proposal.kind != "checkpoint"]
+    assert len(kept) == len(world.effects.asked), "no id stands for two actions"
+
+
+def test_r3_a_collector_that_was_away_gives_no_step_up_that_it_never_tried() -> None:
+    """Down for an hour just before a step: the step's own time begins when it is first tried."""
+    world = World()
+    world.fault("gpu_lost")
+    world.tick(1, seconds=3600)
+    while world.case.step == 0:
+        world.tick(1, seconds=3600)
+    after = World(world.records)
+    after.now_ns, after.open = world.now_ns, world.open
+    after.tick(1, seconds=3600)
+    after.tick(60)
+    assert after.case.outcome == "" and "reboot" in after.kinds, after.case.trail

@@ -33,6 +33,7 @@ class Mark(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
 class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Mutable, of the brain's thread alone. step: index in the playbook. Times are ns.
 
+    taken: steps begun before this one, of every playbook that the case has followed: never counted back.
     held: the node carries a hold of this case. jobs: those that ran there when it began, with the checkpoint
     that each gave. action: id of the action under way, "" for none. waits: what for, for people.
     clean_until_ns: end of the clean wait after a test that passed. proven_ns: when that test was begun.
@@ -52,6 +53,7 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     partition: str = ""
     synthetic: bool = False
     step: int = 0
+    taken: int = 0
     step_began_ns: int = 0
     attempt: int = 0
     held: bool = False
@@ -69,6 +71,9 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ended_ns: int = 0
     trail: list[Mark] = msgspec.field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.taken = max(self.taken, self.step)  # written by a collector that did not count yet
+
     @property
     def ended(self) -> bool:
         """Whether nothing more is done."""
@@ -78,10 +83,11 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         """Add to the trail; the oldest go first when it is long."""
         self.trail = [*self.trail, Mark(time_ns=now_ns, step=step, what=what[:500])][-TRAIL_MAX:]
 
-    def next_step(self, now_ns: int) -> None:
-        """Go on to the step that follows."""
+    def next_step(self) -> None:
+        """Go on to the step that follows; its time begins when it is first tried, not while nobody could."""
         self.step += 1
-        self.step_began_ns, self.attempt = now_ns, 0
+        self.taken += 1
+        self.step_began_ns = self.attempt = 0
         self.action = self.waits = self.denied_by = ""
         self.asked_ns = self.clean_until_ns = 0
 
@@ -90,11 +96,11 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         self.outcome, self.ended_ns, self.waits, self.action = outcome, now_ns, "", ""
 
     def action_id(self, kind: Kind, job: str = "") -> str:
-        """Name the action of this step and attempt; of one job where a step has several.
+        """Name the action of this step and attempt, as no other ever; of one job where a step has several.
 
         It becomes part of addresses, so a scheduler's job loses its slashes; one with a long name is cut.
         """
         word = job.replace("/", ":")
         if len(word) > _JOB_SHOWN:
             word = f"{word[:_JOB_SHOWN]}-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
-        return f"{self.id}-{self.step}-{self.attempt}-{kind}" + (f"-{word}" if job else "")
+        return f"{self.id}-{self.taken}-{self.attempt}-{kind}" + (f"-{word}" if job else "")

@@ -132,7 +132,7 @@ class RepairDesk:
         case = Case(
             id=self._new_id(), incident=incident.id, fingerprint=incident.fingerprint,
             fault_class=incident.fault_class, node=incident.node, target=incident.target,
-            cause=incident.cause[:300], playbook=playbook, opened_ns=now_ns, step_began_ns=now_ns,
+            cause=incident.cause[:300], playbook=playbook, opened_ns=now_ns,
             gpu=names.gpu_uuid_of(incident.target.partition("/")[2]) or "", partition=partition,
             synthetic=incident.synthetic,
         )  # fmt: skip

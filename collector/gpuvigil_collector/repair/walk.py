@@ -106,6 +106,7 @@ class Walk:
             case.note(scene.now_ns, step.do, "the fault has gone")
             case.end("cleared", scene.now_ns)
             return False
+        case.step_began_ns = case.step_began_ns or scene.now_ns
         proven = bool(case.clean_until_ns) and case.incident not in scene.open
         late = scene.now_ns - case.step_began_ns > step.within * _SECOND_NS
         if late and not proven and not self._hands.awaits(case):
@@ -121,7 +122,7 @@ class Walk:
             case.waits = obstacle
             return False
         if step.when == "job" and not running and not case.action:
-            case.next_step(scene.now_ns)
+            case.next_step()
             return True
         return self._do(case, step, running, scene)
 
@@ -145,7 +146,7 @@ class Walk:
             return self._hand_over(case, "the playbook ends with a person", now_ns)
         self._hands.harmless(case, step.do)
         case.note(now_ns, step.do, "done")
-        case.next_step(now_ns)
+        case.next_step()
         return True
 
     def _take(self, case: Case, step: Step, word: Word, scene: Scene) -> bool:
@@ -172,7 +173,7 @@ class Walk:
             case.proven_ns = case.asked_ns
             case.action, case.waits = "", f"clean for {wait_s:g} s"
             return False
-        case.next_step(scene.now_ns)
+        case.next_step()
         return True
 
     def _clean(self, case: Case, step: Step, scene: Scene) -> bool:
@@ -189,7 +190,7 @@ class Walk:
         if scene.now_ns < case.clean_until_ns:
             return False
         case.note(scene.now_ns, step.do, "clean")
-        case.next_step(scene.now_ns)
+        case.next_step()
         return True
 
     def _checkpoint(self, case: Case, step: Step, running: list[str], scene: Scene) -> bool:
@@ -208,7 +209,7 @@ class Walk:
                 case.jobs[job] = "saved" if word.progress == "done" else "impossible"
                 case.note(scene.now_ns, step.do, f"{job}: {'saved' if word.progress == 'done' else word.why}")
                 case.action = ""
-        case.next_step(scene.now_ns)
+        case.next_step()
         return True
 
     def _each_job(self, case: Case, step: Step, running: list[str], scene: Scene) -> bool:
@@ -217,7 +218,7 @@ class Walk:
         if case.action:
             job = case.moving
         if not job:
-            case.next_step(scene.now_ns)
+            case.next_step()
             return True
         case.moving = job
         word = self._hands.effect(case, step, job)
@@ -245,11 +246,11 @@ class Walk:
                 job: "saved" if state == "saved" else "impossible" for job, state in case.jobs.items()
             }
         if step.failed == "continue":
-            case.next_step(now_ns)
+            case.next_step()
             return True
         if step.failed not in ANSWERS:
             case.playbook, case.step = step.failed, -1
-            case.next_step(now_ns)
+            case.next_step()
             return True
         return self._hand_over(case, f"{step.do}: {why}", now_ns)
 

@@ -236,16 +236,16 @@ def give_back(node: str, by: str) -> Word:
         held = [case for case in desk.kept.cases.values() if case.held and case.node == node]
         if not held or not held[-1].ended:
             raise UnheardError("node", "one that we hold and that waits for a person", node)
-        _again(held[-1], now_ns)
+        _again(held[-1])
         _marks(desk).cleared[node] = now_ns
         return _told(desk, now_ns, "return_asked", by, node, held[-1].incident)
 
     return word
 
 
-def _again(case: Case, now_ns: int) -> None:
+def _again(case: Case) -> None:
     case.playbook, case.outcome, case.ended_ns, case.step = "return_node", "", 0, -1
-    case.next_step(now_ns)
+    case.next_step()
 
 
 def _marks(desk: RepairDesk) -> Marks:
