@@ -24,6 +24,7 @@ from gpuvigil_cli.alerts import test_alert
 from gpuvigil_cli.arguments import AsJson
 from gpuvigil_cli.client import Client, CliError, Json
 from gpuvigil_cli.connection import connected
+from gpuvigil_cli.demo.local_slurm import check as check_slurm
 from gpuvigil_cli.demo.run import Options, run_demo
 from gpuvigil_cli.demo.training import available as can_train
 from gpuvigil_cli.flight import judge_directory, show_verdict
@@ -223,7 +224,7 @@ def flight_recorder(
 
 
 @app.command()
-def demo(
+def demo(  # noqa: PLR0913, PLR0917 each is an option of the command
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Simulated nodes.")] = 16,
     gpus: Annotated[int, typer.Option(min=1, max=16, help="GPUs a simulated node.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the faults and of the simulated hardware.")] = 1,
@@ -235,14 +236,19 @@ def demo(
     repair: Annotated[
         bool | None, typer.Option(help="And a job under an agent, repaired; default: without --scenario.")
     ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Repair on a real Slurm that is started here; needs its packages.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Try it out: a collector, this machine's agent and simulated nodes with faults, in under 3 minutes."""
     if training and not can_train():
         raise CliError("--training: expected torch to be installed: make demo-train, or pip install torch")
+    if slurm:
+        check_slurm(repair)
     options = Options(
         nodes=nodes, gpus=gpus, seed=seed, scenario=scenario, keep=keep, as_json=as_json, training=training,
-        repair=scenario is None if repair is None else repair,
+        repair=(slurm or scenario is None) if repair is None else repair, slurm=slurm,
     )  # fmt: skip
     raise typer.Exit(run_demo(options))
 

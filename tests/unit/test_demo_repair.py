@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from gpuvigil_agent import config_file
-from gpuvigil_cli.demo import supervised
 from gpuvigil_cli.demo.layout import make_layout, write_collector
 from gpuvigil_cli.demo.repair import RepairAct
 from gpuvigil_cli.demo.screen import Screen
-from gpuvigil_cli.demo.supervised import AWAY_S, JOB, NODES
+from gpuvigil_cli.demo.site import AWAY_S, NODES, write_nodes
+from gpuvigil_cli.demo.supervised import JOB, Supervised
 from gpuvigil_collector import config, policy
 from gpuvigil_protos.fault_classes import FAULT_CLASSES
 
@@ -51,7 +51,9 @@ class Api:
 def act() -> Any:
     layout = make_layout()
     screen = Screen(as_json=True, console=Console(file=io.StringIO()))
-    made = RepairAct(place=layout, screen=screen, onset_s=0, start_ns=time.time_ns() - SECOND)
+    made = RepairAct(
+        place=layout, screen=screen, site=Supervised(layout), onset_s=0, start_ns=time.time_ns() - SECOND
+    )
     made._client, made._started = Api(), True  # type: ignore[assignment]
     yield made
     layout.remove()
@@ -60,7 +62,8 @@ def act() -> Any:
 def test_collector_and_agents_take_what_they_are_told() -> None:
     layout = make_layout()
     try:
-        file = write_collector(layout, supervised.collector_tables(layout))
+        site = Supervised(layout)
+        file = write_collector(layout, site.collector_tables())
         read = config.load(file, [])
         assert (read.remediation.mode, read.remediation.scheduler) == ("recommend", "supervisor")
         assert read.actuators.supervised == {JOB: list(NODES)}
@@ -68,7 +71,7 @@ def test_collector_and_agents_take_what_they_are_told() -> None:
         acting = {name for name in FAULT_CLASSES if book.playbook_for(name, "critical") != "tell"}
         assert acting == {"gpu_lost"}
         assert "fleet" not in file.read_text()
-        for node, written in supervised.write_nodes(layout, seed=1, start_ns=1, onset_s=5).items():
+        for node, written in write_nodes(layout, site, seed=1, start_ns=1, onset_s=5).items():
             agent = config_file.load(written, [])
             assert (agent.node, list(agent.supervisor.jobs)) == (node, [JOB])
             assert agent.supervisor.jobs[JOB].environment["GLOO_SOCKET_IFNAME"] == "lo"
@@ -132,7 +135,7 @@ def test_the_supervised_job_does_not_outlive_the_demo(act: RepairAct) -> None:
         record = act.place.fleet / NODES[1] / "state" / "supervised" / f"{JOB}.json"
         record.parent.mkdir(parents=True)
         record.write_text(f'{{"mark": "{JOB}:abc", "pid": {child.pid}}}')
-        supervised.end_jobs(act.place)
+        act.site.end()
         assert child.wait(10) == -9
     finally:
         child.kill()

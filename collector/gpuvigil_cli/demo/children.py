@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from gpuvigil_cli.text import clean
 STOP_SECONDS: Final = 12.0  # the agent promises 10
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
 _LOG_LINES: Final = 20
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 def clean_environment() -> dict[str, str]:
@@ -78,17 +79,21 @@ class Children:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, name: str, module: str, config: Path) -> Child:
+    def start(self, name: str, module: str, config: Path, more: Mapping[str, str] = _NOTHING) -> Child:
         """Run `python -m module --config config` in the config's own directory, out of reach of Ctrl-C."""
-        return self.run(name, ["-m", module, "--config", str(config)], config.with_suffix(".log"), {})
+        return self.run(name, ["-m", module, "--config", str(config)], config.with_suffix(".log"), more)
 
-    def run(self, name: str, arguments: list[str], log: Path, more: dict[str, str]) -> Child:
+    def run(self, name: str, arguments: list[str], log: Path, more: Mapping[str, str]) -> Child:
         """Run Python with arguments in the log's own directory; `more` goes into its environment."""
+        return self.program(name, [sys.executable, *arguments], log, more)
+
+    def program(self, name: str, command: list[str], log: Path, more: Mapping[str, str]) -> Child:
+        """Run any program likewise."""
         with log.open("wb") as output, _held_signals():
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                command,
                 cwd=log.parent,
-                env=self._environment | more,
+                env=self._environment | dict(more),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -55,7 +55,7 @@ class Layout:
 
 def make_layout() -> Layout:
     """Make the directories (mode 0700) and choose free ports."""
-    grpc_port, http_port, agent_port = _free_ports(3)
+    grpc_port, http_port, agent_port = free_ports(3)
     return Layout(
         collector=Path(tempfile.mkdtemp(prefix="gpuvigil-collector-")),
         fleet=Path(tempfile.mkdtemp(prefix="gpuvigil-fleet-")),
@@ -65,7 +65,8 @@ def make_layout() -> Layout:
     )
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return loopback ports that nobody listens on now."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in held]
     for server in held:

@@ -1,4 +1,4 @@
-"""The demo's repair: a job under an agent, a GPU lost beneath it, and each step until the node is back.
+"""The demo's repair: a job, a GPU lost beneath it, and each step until the node is back.
 
 Plays the operator: starts the job, approves what waits, with the collector's own token. All that is shown is
 what the collector's API tells.
@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gpuvigil_cli.client import Client, CliError, Json
-from gpuvigil_cli.demo import supervised
 from gpuvigil_cli.demo.children import Children
 from gpuvigil_cli.demo.layout import Layout
 from gpuvigil_cli.demo.screen import Screen
-from gpuvigil_cli.demo.supervised import AWAY_S, JOB, NODES
+from gpuvigil_cli.demo.site import AWAY_S, NODES, Site, with_torch, write_nodes
 from gpuvigil_cli.text import duration, markup
 
 _WORDS: Final = {
@@ -40,6 +39,7 @@ class RepairAct:
 
     place: Layout
     screen: Screen
+    site: Site
     onset_s: float
     start_ns: int = 0
     stages: list[Stage] = field(default_factory=list)
@@ -70,7 +70,7 @@ class RepairAct:
     def start_nodes(self, children: Children, seed: int, start_ns: int) -> None:
         """Start the agents of the job's nodes."""
         self.start_ns = start_ns
-        written = supervised.write_nodes(self.place, seed=seed, start_ns=start_ns, onset_s=self.onset_s)
+        written = write_nodes(self.place, self.site, seed=seed, start_ns=start_ns, onset_s=self.onset_s)
         for node, config in written.items():
             children.start(f"agent {node}", "gpuvigil_agent", config)
 
@@ -80,27 +80,22 @@ class RepairAct:
         self._client = Client(self.place.url, token=token.read_text(encoding="ascii").strip())
 
     def _start_job(self, client: Client) -> None:
-        """Have the job started on the node that will fail, as an operator would: once the lease is ours."""
+        """Have the job started on the node that will fail; it may be too early for that."""
         try:
-            client.start(JOB, NODES[0])
+            asked = self.site.start(client)
         except CliError as error:
             if time.time_ns() > self.onset_ns:
                 raise
             self.screen.status(f"the job cannot be started yet: {error}")
             return
         self._started = True
-        kind = (
-            "2 ranks, torchrun and gloo"
-            if supervised.with_torch()
-            else "1 rank, plain Python: no torch is installed"
-        )
-        self.screen.say(f"[cyan]asked[/]  gpuvigil start {JOB} --node {NODES[0]}: {kind}, run by its agent")
+        self.screen.say(f"[cyan]asked[/]  {asked}")
 
     def close(self) -> None:
         """Close the connection and end the job: it would outlive its agent."""
         if self._client is not None:
             self._client.close()
-        supervised.end_jobs(self.place)
+        self.site.end()
 
     def look(self) -> None:
         """Approve what waits on the node, say what was done."""
@@ -123,7 +118,7 @@ class RepairAct:
     def as_json(self) -> Json:
         """The object of --json."""
         return {
-            "job": JOB, "ranks": 2 if supervised.with_torch() else 1, "node": NODES[0], "to": NODES[1],
+            "job": self.site.job, "ranks": 2 if with_torch() else 1, "node": NODES[0], "to": NODES[1],
             "onset_ns": self.onset_ns, "returned": self.good, "outcome": self.outcome,
             "resumed": self.resumed,
             "stages": [
@@ -186,7 +181,7 @@ class RepairAct:
 
     def _resume(self, client: Client) -> None:
         """Note from where the job goes on, once it makes steps on the other node."""
-        row = next((one for one in client.items("/api/v1/jobs") if one.get("job") == JOB), None)
+        row = next((one for one in client.items("/api/v1/jobs") if one.get("job") == self.site.job), None)
         if row is None or self.resumed:
             return
         nodes, step = row.get("nodes") or [], row.get("step")
@@ -196,6 +191,6 @@ class RepairAct:
             seconds = round((time.time_ns() - self.onset_ns) / 1e9, 1)
             self.resumed = {"step": step, "checkpoint_step": self._saved_step, "seconds": seconds}
             self.screen.say(
-                f"[green]again[/]  job {JOB} makes steps on {NODES[1]}: at step {step}, "
+                f"[green]again[/]  job {self.site.job} makes steps on {NODES[1]}: at step {step}, "
                 f"from the checkpoint of step {self._saved_step}"
             )

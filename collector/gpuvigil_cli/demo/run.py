@@ -20,11 +20,13 @@ from gpuvigil_cli.client import Client, CliError
 from gpuvigil_cli.demo import layout as files
 from gpuvigil_cli.demo.children import Children
 from gpuvigil_cli.demo.layout import Layout
+from gpuvigil_cli.demo.local_slurm import LocalSlurm
 from gpuvigil_cli.demo.match import as_json
 from gpuvigil_cli.demo.repair import RepairAct
 from gpuvigil_cli.demo.screen import Screen
-from gpuvigil_cli.demo.supervised import NODES as REPAIR_NODES
-from gpuvigil_cli.demo.supervised import collector_tables, onset_s
+from gpuvigil_cli.demo.site import NODES as REPAIR_NODES
+from gpuvigil_cli.demo.site import onset_s
+from gpuvigil_cli.demo.supervised import Supervised
 from gpuvigil_cli.demo.training import FAULTS as TRAINING_FAULTS
 from gpuvigil_cli.demo.training import LAST_S as TRAINING_LAST_S
 from gpuvigil_cli.demo.training import TrainingJob
@@ -51,6 +53,7 @@ class Options:
     as_json: bool
     training: bool = False
     repair: bool = False
+    slurm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,8 @@ def run_demo(options: Options) -> int:
         client = stack.enter_context(Client(place.url))
         act = None
         if options.repair:
-            act = RepairAct(place=place, screen=screen, onset_s=onset_s(training=options.training))
+            site = LocalSlurm(place) if options.slurm else Supervised(place)
+            act = RepairAct(place=place, screen=screen, site=site, onset_s=onset_s(training=options.training))
             stack.callback(act.close)
         try:
             return _play(options, screen, place, children, client, act)
@@ -177,9 +181,12 @@ def read_plan(scenario: Path) -> Plan:
 def _start_collector(
     screen: Screen, place: Layout, children: Children, client: Client, act: RepairAct | None
 ) -> None:
+    if act is not None:
+        screen.status("preparing where the job runs")
+        act.site.prepare(children)
     screen.status("starting the collector")
-    config = files.write_collector(place, collector_tables(place) if act is not None else {})
-    children.start("collector", "gpuvigil_collector", config)
+    config = files.write_collector(place, act.site.collector_tables() if act is not None else {})
+    children.start("collector", "gpuvigil_collector", config, act.site.environment if act is not None else {})
     _poll(lambda: _nodes_up(client) is not None, "the collector to answer", children)
     screen.say(f"collector answers at {place.url}")
 

@@ -1,127 +1,73 @@
-"""The files of the demo's repair: two nodes whose agents may run one job, and what may be done there."""
+"""The demo's job under the agents themselves: no scheduler, one of two nodes runs it."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from gpuvigil_cli.demo import layout as files
-from gpuvigil_cli.demo.children import clean_environment
+from gpuvigil_cli.client import Client
+from gpuvigil_cli.demo import site as common
+from gpuvigil_cli.demo.children import Children
 from gpuvigil_cli.demo.layout import Layout
-from gpuvigil_collector import policy
+from gpuvigil_cli.demo.site import NODES, Tables
 
 JOB: Final = "demo-repair"
-NODES: Final = ("train-00", "train-01")
-GPUS: Final = 2
-AWAY_S: Final = 10.0
-"""How long it is lost; after that somebody has reseated it."""
-_LEASE_S: Final = 32.0  # the collector may not act before: a new lease is nobody's for 30 s
 _STOP_S: Final = 5.0
 _MARK: Final = b"GPUVIGIL_SUPERVISED="
-_STEPS: Final = (
-    ("capture_evidence", "30s", "always"), ("checkpoint", "1min", "job"), ("hold", "1min", "always"),
-    ("move_job", "1min", "job"), ("validate", "2min", "idle"), ("release", "1min", "always"),
-)  # fmt: skip
 
 
-def with_torch() -> bool:
-    """Whether the job can be a torchrun job of two ranks."""
-    return importlib.util.find_spec("torch") is not None
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """The agents of train-00 and train-01 may run the job."""
 
+    place: Layout
+    job: str = JOB
+    environment: Mapping[str, str] = field(default_factory=dict)
 
-def onset_s(*, training: bool) -> float:
-    """When the GPU is lost, s after the start: the job must have made steps by then."""
-    if not with_torch():
-        return _LEASE_S + 14
-    return _LEASE_S + (50 if training else 46)
+    def prepare(self, children: Children) -> None:
+        """Nothing is needed but the agents."""
 
+    def collector_tables(self) -> Tables:
+        """Name the nodes that may run the job."""
+        book = common.write_policy(self.place, move_within="1min")
+        return common.remediation(book, "supervisor") | {"actuators.supervised": {JOB: list(NODES)}}
 
-def collector_tables(layout: Layout) -> dict[str, dict[str, object]]:
-    """What the collector's config says about repair."""
-    book = layout.collector / "policy.toml"
-    book.write_text(_policy(), encoding="utf-8")
-    return {
-        "remediation": {
-            "mode": "recommend", "scheduler": "supervisor", "clean_wait": "3s", "policy": str(book),
-        },
-        # the scenario loses a GPU on two nodes more: with the shipped 3 that is a storm
-        "remediation.limits": {"storm_nodes": 4},
-        "actuators.supervised": {JOB: list(NODES)},
-    }  # fmt: skip
+    def node_tables(self, node: str) -> Tables:
+        """Say how the job is run."""
+        folder = self.place.fleet / common.FOLDER
+        return {
+            f"supervisor.jobs.{JOB}": {
+                "command": common.command(folder), "directory": str(folder), "grace": "3s",
+                "checkpoints": str(folder / "checkpoints"),
+            },
+            f"supervisor.jobs.{JOB}.environment": dict(common.environment(folder)),
+        }  # fmt: skip
 
+    def start(self, client: Client) -> str:
+        """Have it started on the node that will fail, as an operator would: once the lease is ours."""
+        client.start(JOB, NODES[0])
+        return f"gpuvigil start {JOB} --node {NODES[0]}: {common.kind_of_job()}, run by its agent"
 
-def write_nodes(layout: Layout, *, seed: int, start_ns: int, onset_s: float) -> dict[str, Path]:
-    """Write the configs of the job's nodes and the scenario of what befalls the first."""
-    (layout.fleet / JOB).mkdir()
-    scenario = layout.fleet / "repair.toml"
-    scenario.write_text(
-        f'version = 1\n\n[[fault]]\nkind = "gpu_lost_xid79"\nnode = "{NODES[0]}"\ngpu = 1\n'
-        f'at = "{onset_s:g}s"\nduration = "{AWAY_S:g}s"\n',
-        encoding="utf-8",
-    )
-    return {
-        node: files.write_node(
-            layout, node, gpus=GPUS, seed=seed, start_ns=start_ns, scenario=scenario,
-            more=_job_tables(layout, node),
-        )
-        for node in NODES
-    }  # fmt: skip
-
-
-def _policy() -> str:
-    """The shipped policy, but that a lost GPU is repaired without a reboot, and all else is only told."""
-    steps = ", ".join(f'{{ do = "{do}", within = "{s}", when = "{when}" }}' for do, s, when in _STEPS)
-    rows = [
-        'version = 1\n[playbook.demo]\nreason = "nobody can reboot a simulated node: its GPU comes back"\n'
-        f"steps = [{steps}]\n"
-    ]
-    for name in policy.load(None).class_:
-        if name == "gpu_lost":
-            rows.append(f'[class.{name}]\nplaybook = "demo"\nseverity = "critical"\nreason = "the demo"\n')
-        else:
-            rows.append(f'[class.{name}]\nplaybook = "tell"\nreason = "in the demo it is found, no more"\n')
-    return "\n".join(rows)
-
-
-def _job_tables(layout: Layout, node: str) -> dict[str, dict[str, object]]:
-    folder = layout.fleet / JOB
-    script = Path(__file__).with_name("job.py" if with_torch() else "plain_job.py")
-    torchrun = ["-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=0",
-                "--monitor-interval=0.2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
-                "--local-addr=127.0.0.1"]  # fmt: skip
-    command = [sys.executable, *(torchrun if with_torch() else []), str(script), str(folder)]
-    passed = {key: clean_environment().get(key, "") for key in ("PYTHONPATH", "HOME")}
-    environment: dict[str, object] = {key: text for key, text in passed.items() if text}
-    return {
-        "helper": {"pause_files": [str(layout.fleet / node / "pause")]},  # not this machine's own
-        f"supervisor.jobs.{JOB}": {
-            "command": command, "directory": str(folder), "grace": "3s",
-            "checkpoints": str(folder / "checkpoints"),
-        },
-        f"supervisor.jobs.{JOB}.environment": environment
-        | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-    }  # fmt: skip
-
-
-def end_jobs(layout: Layout) -> None:
-    """End the supervised job wherever it runs: it outlives its agent, and must not outlive the demo."""
-    for node in NODES:
-        record = _record(layout.fleet / node / "state" / "supervised" / f"{JOB}.json")
-        if record is None:
-            continue
-        _end_marked(str(record.get("mark", "")).encode(), signal.SIGTERM, leader=record.get("pid"))
-        deadline = time.monotonic() + _STOP_S
-        while _marked(str(record.get("mark", "")).encode()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        _end_marked(str(record.get("mark", "")).encode(), signal.SIGKILL)
+    def end(self) -> None:
+        """End it: it outlives its agent."""
+        for node in NODES:
+            record = _record(self.place.fleet / node / "state" / "supervised" / f"{JOB}.json")
+            if record is None:
+                continue
+            mark = str(record.get("mark", "")).encode()
+            _end_marked(mark, signal.SIGTERM, leader=record.get("pid"))
+            deadline = time.monotonic() + _STOP_S
+            while _marked(mark) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            _end_marked(mark, signal.SIGKILL)
 
 
 def _record(path: Path) -> dict[str, Any] | None:
