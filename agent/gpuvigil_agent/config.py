@@ -88,6 +88,12 @@ class HelperLink(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     pause_files: tuple[str, ...] = pause.FILES
 
 
+class Verdict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Where the signed verdict for Slurm's scripts is put (docs/slurm.md); "" where they are not used."""
+
+    directory: str = ""
+
+
 class SupervisedJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A job that the agent may run itself: fixed words, user ("": the agent's own), folder and environment.
 
@@ -127,4 +133,5 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
     tls: Tls = Tls()
     simulate: Simulate = Simulate()
     helper: HelperLink = HelperLink()
+    verdict: Verdict = Verdict()
     supervisor: SupervisorTable = SupervisorTable()

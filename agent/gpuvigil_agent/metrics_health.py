@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from gpuvigil_agent import verdict_file
 from gpuvigil_agent.exposition import Family
 from gpuvigil_agent.identity import AGENT_VERSION
 from gpuvigil_agent.samplers.filesystem import Filesystems
@@ -43,6 +44,11 @@ def health_families(agent: Agent) -> Iterator[Family]:
     yield from _ledger(agent)
     yield from _stream(agent)
     yield from _hook(agent)
+    if agent.config.verdict.directory:
+        yield counter(
+            agent, "verdict_ignored", "Times that a script of Slurm's went on without a verdict that holds.",
+            named(verdict_file.counts()), "reason",
+        )  # fmt: skip
     yield counter(
         agent, "driver_events", "Counters of the driver process.", named(agent.driver.counters), "what"
     )

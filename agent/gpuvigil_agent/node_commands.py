@@ -6,6 +6,7 @@ supervise_start  job, action, generation, attempt      start a job that the conf
 supervise_stop   job, generation                       end it
 supervise_look   job                                   how it stands here
 helper           order, signature                      passed on to the helper as it is
+verdict          text, signature, generation           put where Slurm's scripts look; no text takes it away
 validate         name                                  begin to prove that this node is fit for work
 validation       name                                  how that stands: `state detail`
 
@@ -22,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from gpuvigil_agent import helper_link
+from gpuvigil_agent import helper_link, verdict_file
 from gpuvigil_agent.config import AgentConfig
 from gpuvigil_agent.hold import OURS, Hold, Holds, StaleError
 from gpuvigil_agent.hook_peer import Refused
@@ -45,6 +46,7 @@ class NodeCommands:
     def __init__(self, config: AgentConfig, let_go: Callable[[bool], bool]) -> None:
         state = Path(config.state_directory)
         self._helper, self._let_go = config.helper, let_go
+        self._verdicts = config.verdict.directory
         self._holds = Holds(state / "hold.json")
         self._supervisor = Supervisor(config.supervisor, state / "supervised", config.hook.socket)
         self._validation = Validation(config, state)
@@ -57,6 +59,7 @@ class NodeCommands:
         self._effects: dict[str, Callable[[_Arguments, int], str]] = {
             "hold": self._hold, "unhold": self._unhold, "supervise_start": self._start,
             "supervise_stop": self._stop, "helper": self._order, "validate": self._validate,
+            "verdict": self._verdict,
         }  # fmt: skip
         self.verbs = frozenset({*self._looks, *self._effects})
 
@@ -148,6 +151,23 @@ class NodeCommands:
             return self._validation.begin(_name(arguments, "name"))
         except BlockingIOError as error:
             raise Refused(_REASON, str(error)) from None
+
+    def _verdict(self, arguments: _Arguments, _deadline_ns: int) -> str:
+        """The bytes are the collector's; the scripts that read them check who signed."""
+        self._holds.check_generation(_number(arguments, "generation"))
+        text = arguments.get("text", "")
+        if not text:
+            if self._verdicts:
+                verdict_file.clear(Path(self._verdicts))
+            return "none"
+        if not self._verdicts:
+            raise Refused(_REASON, "no verdict is kept here: [verdict] directory is empty")
+        try:
+            signature = bytes.fromhex(arguments.get("signature", ""))
+            verdict_file.put(Path(self._verdicts), text.encode(), signature)
+        except ValueError as error:
+            raise Refused(_REASON, clean(str(error), 200)) from None
+        return "put"
 
     def _order(self, arguments: _Arguments, deadline_ns: int) -> str:
         """Pass an order on. The answer is the helper's own, done or not: the collector reads it."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final
 
 TEXT_MAX: Final = 2048
+OWN: Final = Path("/run/gpuvigil-verdict")
+"""Where the scripts count, as root."""
 _SIGNATURE_BYTES: Final = 64
 _COUNTS: Final = (
     "missing",
@@ -53,7 +55,7 @@ def clear(folder: Path) -> None:
         _sweep(folder, "")
 
 
-def counts(own: Path) -> Mapping[str, int]:
+def counts(own: Path = OWN) -> Mapping[str, int]:
     """Return how often the node's scripts went on without a verdict that holds, by why, since the boot."""
     found = {}
     for why in _COUNTS:

@@ -23,6 +23,7 @@ from gpuvigil_collector.action import (
     RefusedError,
 )
 from gpuvigil_collector.lease import Lease
+from gpuvigil_collector.tended import Tended
 from gpuvigil_protos import log
 
 SETTLE: Final = 2.0
@@ -139,6 +140,15 @@ class Attempt:
             self._bug(actuator, error)
             return Look(state="unknown", detail=f"{actuator.name} failed: {type(error).__name__}")
 
+    def tend(self, actuator: Tended) -> None:
+        """Let an actuator keep up what it keeps, while the lease is ours."""
+        if (fence := self.lease.fence()) is None:
+            return
+        try:
+            actuator.tend(fence)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._bug(actuator, error)
+
     def _may(self, action: Action) -> tuple[Fence | None, str]:
         """Return the fence, and why the effect may not begin now ("" when it may)."""
         fence = self.lease.fence()
@@ -156,7 +166,7 @@ class Attempt:
             return None, "whether it is paused is not known"
         return (None, f"paused: {paused}") if paused else (fence, "")
 
-    def _bug(self, actuator: Actuator, error: Exception) -> None:
+    def _bug(self, actuator: Actuator | Tended, error: Exception) -> None:
         log.get("execute").error("actuator_failed", actuator=actuator.name, error=repr(error))
         self.faults[:] = [*self.faults, f"{actuator.name} failed: {type(error).__name__}"][-10:]
 

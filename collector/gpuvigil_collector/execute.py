@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Unpack
 
@@ -26,11 +26,13 @@ from gpuvigil_collector.action_store import ActionStore, Told
 from gpuvigil_collector.actuators import ACTUATORS, ToolFields, Tools
 from gpuvigil_collector.actuators.supervisor import SupervisorActuator
 from gpuvigil_collector.attempt import SETTLE, Attempt
+from gpuvigil_collector.tended import Tended
 
 _QUEUE_MAX: Final = 64
 _LOOK_FIRST_S: Final = 0.5
 _LOOK_MOST_S: Final = 30.0
 _IDLE_S: Final = 1.0
+_TEND_S: Final = 5.0
 _AGAIN: Final[frozenset[ActionState]] = frozenset({"proposed", "awaiting", "denied", "would"})
 
 
@@ -72,6 +74,10 @@ class Executor:
             threading.Lock()
         )  # of _watched and _unwritten; never held while anything is looked at
         self._thread = threading.Thread(target=self._main, name="executor", daemon=True)
+        tended = [actuator for actuator in self._actuators if isinstance(actuator, Tended)]
+        self._tender = threading.Thread(
+            target=self._tend, args=(tended,), name="executor-tender", daemon=True
+        )
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -81,6 +87,7 @@ class Executor:
     def start(self) -> None:
         """Take up what the last run left, then what is submitted."""
         self._thread.start()
+        self._tender.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Ask for the end after the step in progress; False when it did not end in time."""
@@ -158,6 +165,12 @@ class Executor:
                 self.step(_IDLE_S)
         finally:
             self._on_end(sys.exc_info()[1])
+
+    def _tend(self, tended: Sequence[Tended]) -> None:
+        """Beside the actions: what an actuator keeps up may wait long for a node that does not answer."""
+        while tended and not self._stopping.wait(_TEND_S):
+            for one in tended:
+                self._attempt.tend(one)
 
     def step(self, wait_s: float) -> None:
         """Carry out one waiting action, waiting for it up to `wait_s`, and look at those that are due."""

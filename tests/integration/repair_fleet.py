@@ -78,7 +78,10 @@ class Step:
 
 @dataclass
 class RepairFleet:
-    """Start it with `start`; all is judged from outside: Slurm's word, the job's files, the API."""
+    """Start it with `start`; all is judged from outside: Slurm's word, the job's files, the API.
+
+    verdicts: a folder with the collector's key.pem, where each node gets NODE/verdict; None: none are kept.
+    """
 
     slurm: SlurmLab
     folder: Path
@@ -87,6 +90,7 @@ class RepairFleet:
     fault_s: float = 15
     restore_grace_s: int = 120
     more: str = ""
+    verdicts: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
     job: str = ""
     start_ns: int = 0
@@ -104,7 +108,8 @@ class RepairFleet:
             f'[ingest]\naddress = "127.0.0.1:{self.grpc}"\n[web]\naddress = "127.0.0.1:{self.web}"\n'
             f'[incidents]\nclear_after = "15s"\nrestore_grace = "{self.restore_grace_s}s"\n'
             f'[slurm]\ninterval = "1s"\ndeadline = "15s"\n'
-            f'[remediation]\nmode = "act"\nscheduler = "slurm"\n'
+            + (f'verdict_key = "{self.verdicts}/key.pem"\n' if self.verdicts is not None else "")
+            + f'[remediation]\nmode = "act"\nscheduler = "slurm"\n'
             f'clean_wait = "{self.clean_wait_s}s"\n{self.more}\n'
             f'[[actuators.command]]\nname = "power"\nkinds = ["reboot"]\n'
             f'apply = ["{self.folder}/reboot", "{{node}}"]\nlook = ["{self.folder}/back", "{{node}}"]\n'
@@ -151,6 +156,11 @@ class RepairFleet:
             f'[host]\nkernel_log = "none"\n[validation]\ntimeout = "60s"\n'
             f'[helper]\nsocket = "{self.folder}/helper-{node}.sock"\npause_files = []\n'
             f'[simulate]\ngpus = 8\nscenario = "{self.folder}/scenario.toml"\nstart_ns = {self.start_ns}\n'
+            + (
+                f'[verdict]\ndirectory = "{self.verdicts}/{node}/verdict"\n'
+                if self.verdicts is not None
+                else ""
+            )
         )
         self.agents[node] = self._run(f"agent-{node}", "gpuvigil_agent", config, {})
 

@@ -41,6 +41,14 @@ class VerdictNode:
         self.script.write_text(text)
         self.script.chmod(0o755)
 
+    def write_key(self, file: Path) -> None:
+        """Write the key that signs, as the collector reads it."""
+        file.write_bytes(
+            self.private.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+
     def text(self, **fields: Any) -> bytes:
         """A verdict's bytes: node gn1 refuses work at its prolog for ten minutes, unless said otherwise."""
         now = int(time.time())

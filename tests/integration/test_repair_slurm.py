@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from integration.repair_fleet import INTERVAL, RepairFleet, repair_fleet
 from integration.repair_watch import told, watch
 from integration.slurm_lab import SlurmLab, until
+from integration.slurm_verdicts import VerdictNode
 
 pytestmark = [pytest.mark.needs_slurm, pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS = ["capture_evidence", "checkpoint", "hold", "move_job", "reboot", "validate", "validate", "release"]
@@ -66,7 +68,10 @@ def test_a_lost_gpu_under_a_job_of_slurm_is_repaired_and_its_node_returns(
     slurm: SlurmLab, folder: Path
 ) -> None:
     since = log_size(slurm)
-    with repair_fleet(slurm, folder) as fleet:
+    (folder / "verdicts/gn1").mkdir(parents=True)
+    node = VerdictNode(folder / "verdicts/gn1")
+    node.write_key(folder / "verdicts/key.pem")
+    with repair_fleet(slurm, folder, verdicts=folder / "verdicts") as fleet, prolog_of(node) as prolog:
         fleet.start()
         assert fleet.cases() == [], "a fleet that is well has no case"
         times = watch(fleet)
@@ -89,6 +94,35 @@ def test_a_lost_gpu_under_a_job_of_slurm_is_repaired_and_its_node_returns(
     drains = changes(fleet, since, "reason set to: gpuvigil: gpu_lost")
     assert len(drains) == 1 and case["incident"] in drains[0]
     assert times.returned - times.passed >= 15, "the clean wait was waited"
+    refused = [at_s - fleet.fault_ns / 1e9 for at_s, said in prolog if said]
+    assert refused and times.held < refused[0] and refused[-1] < times.returned, (
+        "it refuses while held, no longer"
+    )
+    words = {said for _, said in prolog if said}
+    assert len(words) == 1 and f"refuses work on gn1 (action {case['id']}-" in words.pop()
+    assert not prolog[-1][1] and node.counts()["missing"] > 0
+
+
+@contextlib.contextmanager
+def prolog_of(node: VerdictNode) -> Iterator[list[tuple[float, str]]]:
+    """Run the shipped script as slurmd would, twice a second: (epoch s, what it refused with, "" for not)."""
+    said: list[tuple[float, str]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.5):
+            began = time.time()
+            done = node.run()
+            assert (done.returncode == 1) == bool(done.stderr), done
+            said.append((began, done.stderr))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield said
+    finally:
+        over.set()
+        asking.join(30)
 
 
 def transitions(state: Path) -> list[tuple[str, str]]:

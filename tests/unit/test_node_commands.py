@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuvigil_agent.config import AgentConfig, HelperLink
+from gpuvigil_agent.config import AgentConfig, HelperLink, Verdict
 from gpuvigil_agent.hook_peer import Refused
 from gpuvigil_agent.node_commands import NodeCommands
 from gpuvigil_protos import pause
@@ -120,3 +120,31 @@ def test_r10_what_cannot_be_looked_at_is_a_pause(tmp_path: Path) -> None:
     (tmp_path / "pause").mkdir()
     assert "taken as a pause" in pause.paused([tmp_path / "none", tmp_path / "pause"])
     assert pause.paused([tmp_path / "none", tmp_path / "none/pause"]) == ""
+
+
+def test_a_verdict_is_put_where_the_scripts_look_and_taken_away(tmp_path: Path) -> None:
+    place = tmp_path / "verdict"
+    config = AgentConfig(state_directory=str(tmp_path), verdict=Verdict(directory=str(place)))
+    commands = NodeCommands(config, lambda _: True)
+    given = {"text": "gpuvigil-verdict 1\n", "signature": "ab" * 64, "generation": "3"}
+    assert commands.do("verdict", given, 0) == "put"
+    assert (place / "current/text").read_text() == given["text"]
+    assert (place / "current/signature").read_bytes() == bytes.fromhex(given["signature"])
+    for wrong, word in (
+        ({"signature": "ab"}, "signature: expected 64 bytes, got 1"),
+        ({"signature": "zz"}, "non-hexadecimal"),
+        ({"text": "x" * 2049}, "text: expected 1 to 2048 bytes, got 2049"),
+        ({"generation": "2"}, "generation: expected 3 or newer, got 2"),
+        ({"generation": "-"}, "generation: expected a whole number"),
+    ):
+        with pytest.raises(Refused, match=word):
+            commands.do("verdict", given | wrong, 0)
+    assert (place / "current/text").read_text() == given["text"], "what is refused changes nothing"
+    assert commands.do("verdict", {"text": "", "generation": "3"}, 0) == "none"
+    assert not (place / "current").exists()
+
+
+def test_an_agent_without_a_folder_for_verdicts_says_so_and_has_none_to_take_away(node: Node) -> None:
+    with pytest.raises(Refused, match=r"no verdict is kept here: \[verdict\] directory is empty"):
+        node.do("verdict", text="gpuvigil-verdict 1\n", signature="ab" * 64, generation="1")
+    assert node.do("verdict", text="", signature="", generation="1") == "none"

@@ -77,16 +77,16 @@ class Signer:
             return self._last
 
 
-def load_private_key(file: Path) -> Ed25519PrivateKey:
-    """Read the collector's signing key. Raises ConfigError."""
+def load_private_key(file: Path, what: str = "helper key") -> Ed25519PrivateKey:
+    """Read a signing key of the collector's; what: its name in the configuration. Raises ConfigError."""
     try:
         key = load_pem_private_key(file.read_bytes(), password=None)
     except OSError as error:
-        raise ConfigError(f"helper key: {file} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{what}: {file} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ConfigError(f"helper key: expected a PEM private key without a password in {file}") from None
+        raise ConfigError(f"{what}: expected a PEM private key without a password in {file}") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"helper key: expected an Ed25519 key in {file}, got another kind")
+        raise ConfigError(f"{what}: expected an Ed25519 key in {file}, got another kind")
     return key
 
 

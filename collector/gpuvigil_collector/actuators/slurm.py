@@ -13,9 +13,11 @@ from typing import Final
 
 from gpuvigil_collector import process
 from gpuvigil_collector.action import Action, Fence, Kind, Look, RefusedError
+from gpuvigil_collector.actuators import slurm_verdicts
 from gpuvigil_collector.actuators.slurm_jobs import JobHands
 from gpuvigil_collector.actuators.slurm_nodes import NodeHands
 from gpuvigil_collector.actuators.slurm_send import Turn
+from gpuvigil_collector.actuators.slurm_verdicts import Verdicts
 from gpuvigil_collector.actuators.tools import Tools, names
 from gpuvigil_collector.slurm.client import SlurmClient, UnknownError
 from gpuvigil_collector.slurm.settings import SlurmSettings
@@ -35,6 +37,7 @@ class SlurmActuator:
     settings: SlurmSettings
     client: SlurmClient
     clock: Callable[[], int] = time.time_ns
+    verdicts: Verdicts | None = None
     name: str = "slurm"
     kinds: frozenset[Kind] = KINDS
     _nodes: NodeHands = field(init=False)
@@ -55,6 +58,8 @@ class SlurmActuator:
     def apply(self, action: Action, fence: Fence) -> str:
         """Have the effect, once. Raises RefusedError or AmbiguousError."""
         names(action)
+        if self.verdicts is not None and action.proposal.kind == "release":
+            self.verdicts.take_back(action.proposal.node, fence)
         most_s = min(self.settings.call, action.proposal.deadline_s)
         turn = Turn.of(process.within(fence, most_s, self.clock()))
         try:
@@ -64,6 +69,11 @@ class SlurmActuator:
             return self._hands(asked).apply(asked, fence, turn)
         except UnknownError as error:
             raise RefusedError(f"nothing was sent: {error}") from error
+
+    def tend(self, fence: Fence) -> None:
+        """Keep the verdicts of held nodes, where the site wants them."""
+        if self.verdicts is not None:
+            self.verdicts.tend(fence)
 
     def _hands(self, action: Action) -> NodeHands | JobHands:
         if action.proposal.kind not in self.kinds:
@@ -77,4 +87,5 @@ def make(tools: Tools) -> Iterator[SlurmActuator]:
     """One where Slurm starts the work on the nodes."""
     if tools.slurm is not None:
         client = SlurmClient(folder=tools.slurm.folder)
-        yield SlurmActuator(settings=tools.slurm, client=client, clock=tools.now_ns)
+        verdicts = slurm_verdicts.make(tools, tools.slurm, client)
+        yield SlurmActuator(settings=tools.slurm, client=client, clock=tools.now_ns, verdicts=verdicts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
 from gpuvigil_collector.action import ON_JOB, Action, AgentCall, RefusedError
 from gpuvigil_collector.actuator_config import ActuatorSettings
 from gpuvigil_collector.slurm.settings import SlurmSettings
+from gpuvigil_collector.tended import HeldNode
 
 # no comma, bracket, wildcard, space: one thing to every scheduler; no leading dash: never an option
 _NAMES: Final = {
@@ -24,11 +25,15 @@ _NAMES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What an actuator may be made from. slurm: set where Slurm starts the work on the nodes."""
+    """What an actuator may be made from. slurm: set where Slurm starts the work on the nodes.
+
+    held: the nodes that are kept out of work now; None while that is not known, or nothing may be done.
+    """
 
     settings: ActuatorSettings = field(default_factory=ActuatorSettings)
     agent: AgentCall | None = None
     slurm: SlurmSettings | None = None
+    held: Callable[[], Sequence[HeldNode] | None] = lambda: None
     now_ns: Callable[[], int] = time.time_ns
 
 
@@ -38,6 +43,7 @@ class ToolFields(TypedDict, total=False):
     settings: ActuatorSettings
     agent: AgentCall | None
     slurm: SlurmSettings | None
+    held: Callable[[], Sequence[HeldNode] | None]
 
 
 def names(action: Action) -> dict[str, str]:

@@ -34,9 +34,10 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Mutable, of the brain's thread alone. step: index in the playbook. Times are ns.
 
     taken: steps begun before this one, of every playbook that the case has followed: never counted back.
-    held: the node carries a hold of this case. jobs: those that ran there when it began, with the checkpoint
-    that each gave. action: id of the action under way, "" for none. waits: what for, for people.
-    clean_until_ns: end of the clean wait after a test that passed. proven_ns: when that test was begun.
+    held: the node carries a hold of this case; hold: the id of that action. jobs: those that ran there when
+    it began, with the checkpoint that each gave. action: id of the action under way, "" for none. waits:
+    what for, for people. clean_until_ns: end of the clean wait after a test that passed. proven_ns: when
+    that test was begun.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     step_began_ns: int = 0
     attempt: int = 0
     held: bool = False
+    hold: str = ""
     jobs: dict[str, Literal["none", "pending", "saved", "impossible"]] = msgspec.field(default_factory=dict)
     moved: list[str] = msgspec.field(default_factory=list)
     moving: str = ""

@@ -44,6 +44,7 @@ class Plant:
         self.executor = execute.make(
             self.store, attempt, self._ended, settings=config.actuators,
             agent=self.calls, slurm=config.slurm if settings.scheduler == "slurm" else None,
+            held=lambda: None if self._paused() != "" else self.repair.held(),
         )  # fmt: skip
         scheduler = self.scheduler
         self.repair: Repair = make_repair(

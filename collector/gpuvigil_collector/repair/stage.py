@@ -17,6 +17,7 @@ from gpuvigil_collector.repair.fleet import SchedulerView, Sources, with_fleet
 from gpuvigil_collector.repair.marks import Marks
 from gpuvigil_collector.repair.needs import Scenery
 from gpuvigil_collector.repair.settings import Remediation
+from gpuvigil_collector.tended import HeldNode
 from gpuvigil_detectors.base import NodeFact
 from gpuvigil_detectors.training.jobs import Job
 
@@ -90,6 +91,18 @@ class Repair:
         if marks is None:
             return None
         return f"{marks.paused.by}: {marks.paused.why}" if marks.paused is not None else self.paused()
+
+    def held(self) -> tuple[HeldNode, ...]:
+        """Return the nodes that holds of ours keep out of work where the mode is act. Any thread may ask."""
+        modes, general = self.settings.partition_modes, self.settings.mode
+        return tuple(
+            HeldNode(
+                node=case.node, action=case.hold, reason=f"gpuvigil: {case.fault_class} [{case.incident}]"
+            )
+            for case in self.view.cases
+            if case.held and case.hold and not case.synthetic
+            and modes.get(case.partition, general) == "act"
+        )  # fmt: skip
 
     def _jumped(self, now_ns: int) -> int:
         """How far the wall clock leapt forward within the last day, by the monotonic clock."""

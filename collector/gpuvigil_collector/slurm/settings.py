@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from gpuvigil_collector.slurm.verdict import Place
 from gpuvigil_protos.settings import ConfigError, Seconds
 
 
@@ -17,6 +18,8 @@ class SlurmSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fr
     Slurm's programs are when not in the usual places (/opt/slurm/bin).
     exclude_node: a job that is moved never comes back to the node (ExcNodeList), held or not. opt_in: which
     jobs may be stopped only where their comment says gpuvigil:movable: arrays and het jobs, or all.
+    verdict_key: PEM file of the Ed25519 key that signs what a held node's scripts read; "" for no verdicts.
+    verdict_at: the scripts that refuse work.
     """
 
     folder: str = ""
@@ -26,11 +29,16 @@ class SlurmSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fr
     call: Seconds = Seconds(30)
     exclude_node: bool = False
     opt_in: Literal["kinds", "all"] = "kinds"
+    verdict_key: str = ""
+    verdict_at: Annotated[tuple[Place, ...], msgspec.Meta(min_length=1)] = ("prolog",)
 
     def check(self, origin: str) -> None:
         """Raise ConfigError for numbers that make no sense together."""
-        if self.folder and not self.folder.startswith("/"):
-            raise ConfigError(f"{origin}: folder: expected a full path, got {self.folder!r}")
+        for name in ("folder", "verdict_key"):
+            if (path := getattr(self, name)) and not path.startswith("/"):
+                raise ConfigError(f"{origin}: {name}: expected a full path, got {path!r}")
+        if len(set(self.verdict_at)) != len(self.verdict_at):
+            raise ConfigError(f"{origin}: verdict_at: expected each place once, got {list(self.verdict_at)}")
         for name in ("interval", "deadline", "call"):
             if not 1 <= getattr(self, name) <= 600:
                 got = getattr(self, name)
