@@ -192,10 +192,10 @@ class Monitor:
         while ring is not None and (found := self._values.take()) is not None:
             value, flags = _NAN, 0
             try:
-                value = read(found.held)
+                value = read(found.held.tensor)
                 flags = 0 if math.isfinite(value) else _NOT_FINITE.get(found.field, 0)
             except BadValueError:
-                self.fault("value_dropped" if found.held.event is None else "bad_value")
+                self.fault("bad_value")
             clear = 0 if self._values.waits_for(found.record) else layout.FLAG_PENDING
             ring.amend(found.record, found.field, value if math.isfinite(value) else _NAN, flags, clear)
 

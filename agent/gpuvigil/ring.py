@@ -43,6 +43,7 @@ class Ring:
     def __init__(self) -> None:
         self.fd = anonymous_file("gpuvigil-ring", layout.SIZE)
         self._map = mmap.mmap(self.fd, layout.SIZE)
+        self._words = memoryview(self._map).cast("q")
         self.generation = secrets.randbits(63) | 1
         self.written = 0
         self._number = 0
@@ -72,7 +73,7 @@ class Ring:
         at = layout.RECORDS_AT + index % layout.CAPACITY * layout.RECORD.size
         layout.RECORD.pack_into(self._map, at, index + 1, step, end, flags, micro, *numbers, index + 1)
         self.written = index + 1
-        layout.WORD.pack_into(self._map, layout.WRITTEN_AT, index + 1)
+        self._words[layout.WRITTEN_AT // 8] = index + 1
         return index
 
     def amend(self, index: int, field: int, value: float, flags: int, clear: int) -> None:
@@ -102,6 +103,7 @@ class Ring:
 
     def close(self) -> None:
         """Let go of the mapping and the descriptor; the agent keeps its own."""
+        self._words.release()
         self._map.close()
         os.close(self.fd)
 

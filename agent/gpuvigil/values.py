@@ -1,8 +1,8 @@
 """Numbers out of what a loop logs, without a wait for the device: never `.item()`, never `float(tensor)`.
 
-`log` only takes hold of a tensor (a CPU one with its version, a CUDA one by a copy to pinned memory behind
-an event); the hook's thread reads it from memory later and sets it in the step's record. A tensor that was
-changed in place meanwhile is left out and counted: a later value would be a lie.
+A CPU tensor has its value already, so it is read from its memory at once and not kept: a tensor that lives on
+because of us moves where the next step's memory lies. Of a CUDA tensor, or a pinned one that a copy may still
+be under way to, `log` takes hold behind an event, and the hook's thread sets the value in the step's record.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import struct
 import sys
 from collections import deque
 from numbers import Real
-from typing import Any, Deque, Dict, NamedTuple, Optional, Union
+from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Union
 
 PENDING_MAX = 256
+_PLAIN = (float, int)
 
 
 class BadValueError(Exception):
@@ -22,11 +23,10 @@ class BadValueError(Exception):
 
 
 class Held(NamedTuple):
-    """A tensor that `log` took hold of. event is None on the host; version tells whether it was changed."""
+    """A host tensor that holds the value once the event has come."""
 
     tensor: Any
     event: Any
-    version: int
 
 
 class Pending(NamedTuple):
@@ -39,61 +39,77 @@ class Pending(NamedTuple):
 
 def number(value: Any) -> Union[float, Held]:
     """Return a float, or hold of a tensor. Raises BadValueError."""
-    kind = type(value)
-    if kind is float or kind is int:
+    if type(value) in _PLAIN:
         return float(value)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _hold(torch, value)
+        return _of_tensor(torch, value)
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
-    raise BadValueError(kind.__name__)
+    raise BadValueError(type(value).__name__)
 
 
-def _hold(torch: Any, value: Any) -> Held:
+def _of_tensor(torch: Any, value: Any) -> Union[float, Held]:
+    if value.numel() != 1:
+        raise BadValueError("tensor of several elements")
     if value.is_cpu:
-        host = value.detach()  # without its graph, whose memory must not live on because of us
-        return Held(host, None, host._version)
-    if value.is_cuda and value.numel() == 1:
+        # _initialized: what is_initialized() reads; a call between real steps finds cold caches
+        if torch.cuda._initialized and value.is_pinned():
+            return Held(value.detach(), _event(torch, None))
+        return read(value)
+    if value.is_cuda:
         buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
         buffer.copy_(value.detach().reshape(()), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(value.device))
-        return Held(buffer, event, buffer._version)
-    raise BadValueError("tensor of several elements, or elsewhere")
+        return Held(buffer, _event(torch, value.device))
+    raise BadValueError("tensor elsewhere")
 
 
-def read(held: Held) -> float:
-    """Read what was held. Raises BadValueError for a tensor that was changed since, or is no number."""
-    if held.tensor._version != held.version:
-        raise BadValueError("tensor changed in place")
-    if held.tensor.numel() != 1:
-        raise BadValueError("tensor of several elements")
-    return read_host(held.tensor)
+def _event(torch: Any, device: Any) -> Any:
+    """Return an event behind all that the current stream was given."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
-def read_host(tensor: Any) -> float:
+def read(tensor: Any) -> float:
     """Read a one-element CPU tensor from its memory. Raises BadValueError for a type we do not know."""
+    reader = _readers.get(tensor.dtype) or _reader(tensor.dtype)
     address = tensor.data_ptr()
-    name = str(tensor.dtype).rpartition(".")[2]
     if not address:
         raise BadValueError("tensor without memory")
-    if name == "bfloat16":
-        raw = ctypes.c_uint16.from_address(address).value
-        return float(struct.unpack("<f", struct.pack("<I", raw << 16))[0])
-    if name == "float16":
-        raw = ctypes.c_uint16.from_address(address).value
-        return float(struct.unpack("<e", struct.pack("<H", raw))[0])
-    kind = _TYPES.get(name)
-    if kind is None:
-        raise BadValueError("tensor of " + name)
-    return float(kind.from_address(address).value)
+    return reader(address)
 
 
+def _reader(dtype: Any) -> Callable[[int], float]:
+    """Find, once a type, how a number of it is read at an address."""
+    name = str(dtype).rpartition(".")[2]
+    found = _HALVES.get(name)
+    if found is None:
+        kind = _TYPES.get(name)
+        if kind is None:
+            raise BadValueError("tensor of " + name)
+        from_address = kind.from_address
+        found = lambda address: from_address(address).value  # noqa: E731
+    _readers[dtype] = found
+    return found
+
+
+def _half(address: int) -> float:
+    raw = ctypes.c_uint16.from_address(address).value
+    return float(struct.unpack("<e", struct.pack("<H", raw))[0])
+
+
+def _brain_half(address: int) -> float:
+    raw = ctypes.c_uint16.from_address(address).value
+    return float(struct.unpack("<f", struct.pack("<I", raw << 16))[0])
+
+
+_HALVES: Dict[str, Callable[[int], float]] = {"float16": _half, "bfloat16": _brain_half}
 _TYPES: Dict[str, Any] = {
     "float32": ctypes.c_float, "float64": ctypes.c_double, "int64": ctypes.c_int64, "int32": ctypes.c_int32,
     "int16": ctypes.c_int16, "int8": ctypes.c_int8, "uint8": ctypes.c_uint8,
 }  # fmt: skip
+_readers: Dict[Any, Callable[[int], float]] = {}
 
 
 class Values:
@@ -111,7 +127,7 @@ class Values:
 
     def take(self) -> Optional[Pending]:
         """Return the oldest that has arrived, else None."""
-        if not self._waiting or ((event := self._waiting[0].held.event) is not None and not event.query()):
+        if not self._waiting or not self._waiting[0].held.event.query():
             return None
         return self._waiting.popleft()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 
@@ -63,24 +64,61 @@ def test_a_loss_that_needs_a_gradient_and_a_view_of_a_larger_tensor(monitor: Mon
     loss.backward()
 
 
-def test_a_tensor_that_was_changed_in_place_is_left_out_and_counted(monitor: Monitor) -> None:
+def test_a_tensor_that_is_changed_in_place_later_has_the_value_that_it_had(monitor: Monitor) -> None:
     total = torch.tensor(1.0)
     with monitor.step() as s:
         s.log(loss=total)
     total += 1
     monitor._settle()
     [record] = ring_read.records(monitor._ring._map, 0, 1)[0]
-    assert math.isnan(record.loss) and not record.flags & 32
-    assert faults(monitor) == {"value_dropped": 1}
+    assert record.loss == 1.0 and not record.flags & 32
+    assert faults(monitor) == {}
 
 
-def test_a_step_says_that_a_value_is_on_its_way_until_it_is_there(monitor: Monitor) -> None:
+def test_a_host_tensor_is_not_kept(monitor: Monitor) -> None:
+    """What lives on because of us moves where the next step's memory lies: it made steps 16 % slower."""
+    tensor = torch.tensor(1.0)
+    gone = weakref.ref(tensor)
+    with monitor.step() as s:
+        s.log(loss=tensor)
+        del tensor
+        assert gone() is None
+
+
+class Pinned(Touchy):
+    """A host tensor to which a copy may be under way."""
+
+    def is_pinned(self, *_: object) -> bool:
+        return True
+
+
+class Event:
+    """The driver's word on a copy."""
+
+    there = False
+
+    def record(self, stream: object) -> None:
+        assert stream == "the stream"
+
+    def query(self) -> bool:
+        return Event.there
+
+
+def test_a_value_that_is_on_its_way_is_awaited_without_a_wait(monitor: Monitor, monkeypatch) -> None:
+    for name, stub in (
+        ("_initialized", True), ("Event", Event), ("current_stream", lambda _: "the stream"),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stub)
     monitor._open()
     monitor._link._settle = lambda: None  # so that the thread does not do it first
+    loss, norm = (torch.tensor(0.0).as_subclass(Pinned) for _ in range(2))
     with monitor.step() as s:
-        s.log(loss=torch.tensor(2.0), grad_norm=torch.tensor(3.0))
+        s.log(loss=loss, grad_norm=norm, tokens=torch.tensor(7))
     read = lambda: ring_read.records(monitor._ring._map, 0, 1)[0][0]  # noqa: E731
-    assert read().flags & 32 and math.isnan(read().loss)
+    monitor._settle()
+    assert read().flags & 32 and math.isnan(read().loss) and read().tokens == 7.0
+    loss.fill_(2.0), norm.fill_(3.0)
+    monkeypatch.setattr(Event, "there", True)
     monitor._settle()
     assert (read().loss, read().gradient_norm, read().flags & 32) == (2.0, 3.0, 0)
 
