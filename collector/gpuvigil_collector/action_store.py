@@ -92,7 +92,7 @@ class ActionStore:
         return tuple(action_rows.past(one, holds=held) for one, held in zip(actions, holds, strict=True))
 
     def no_longer_held(self, node: str) -> bool:
-        """Count no hold of ours on the node any more: a look told that it is gone (a person took it away)."""
+        """Count no hold of ours on the node any more: somebody else took it away. True once it is on disk."""
         return self._change("UPDATE actions SET holds = 0 WHERE node = ?", (node,))
 
     def untold(self, limit: int = 1000) -> list[Told]:

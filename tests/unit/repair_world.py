@@ -41,6 +41,7 @@ class Memory:
         self.fault = ""
         self.rows: dict[str, str] = {}
         self.kept: dict[str, Action] = {}
+        self.let_go: list[str] = []
 
     def put_case(self, case_id: str, body: str) -> bool:
         self.rows[case_id] = body
@@ -51,6 +52,10 @@ class Memory:
 
     def cases(self) -> dict[str, str] | None:
         return dict(self.rows)
+
+    def no_longer_held(self, node: str) -> bool:
+        self.let_go.append(node)
+        return True
 
     def write(self, action: Action) -> bool:
         self.kept[action.proposal.id] = action
@@ -130,6 +135,8 @@ class World:
         self.denies = ""
         self.blind = False
         self.open: dict[str, Incident] = {}
+        self.scheduler = False
+        self.undrained: set[str] = set()
         self.jobs: dict[str, JobState] = {"j1": JobState(job="j1", nodes=("n1", "n2"), gpus=16)}
         kept = Kept(self.records)
         kept.load()
@@ -160,11 +167,22 @@ class World:
         for _ in range(times):
             self.now_ns += int(seconds * SECOND)
             running = {job for job, state in self.jobs.items() if state.nodes}
-            nodes = {name: NodeState(node=name, gpus=8, jobs=tuple(sorted(running))) for name in ("n1", "n2")}
+            held = {case.node for case in self.desk.kept.cases.values() if case.held} - self.undrained
+            nodes = {
+                name: NodeState(
+                    node=name, gpus=8, jobs=tuple(sorted(running)), hold="ours" if name in held else "none"
+                )
+                for name in ("n1", "n2")
+            }
             state = FleetState(mode=self.mode, nodes=nodes, jobs=self.jobs)
             if self.blind:
                 state = FleetState(mode=self.mode)
-            self.desk.tick(Scenery(now_ns=self.now_ns, open=self.open, state=state))
+            self.desk.tick(
+                Scenery(
+                    now_ns=self.now_ns, open=self.open, state=state,
+                    scheduler_ns=self.now_ns if self.scheduler else 0,
+                )
+            )  # fmt: skip
 
     @property
     def case(self) -> Case:

@@ -34,10 +34,10 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Mutable, of the brain's thread alone. step: index in the playbook. Times are ns.
 
     taken: steps begun before this one, of every playbook that the case has followed: never counted back.
-    held: the node carries a hold of this case; hold: the id of that action. jobs: those that ran there when
-    it began, with the checkpoint that each gave. action: id of the action under way, "" for none. waits:
-    what for, for people. clean_until_ns: end of the clean wait after a test that passed. proven_ns: when
-    that test was begun.
+    held: the node carries a hold of this case; hold, held_ns: that action's id and end. jobs: those that
+    ran there when it began, with the checkpoint that each gave. action: id of the action under way, "" for
+    none. waits: what for, for people. clean_until_ns: end of the clean wait after a test that passed.
+    proven_ns: when that test was begun.
     """
 
     id: str
@@ -59,6 +59,7 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     attempt: int = 0
     held: bool = False
     hold: str = ""
+    held_ns: int = 0
     jobs: dict[str, Literal["none", "pending", "saved", "impossible"]] = msgspec.field(default_factory=dict)
     moved: list[str] = msgspec.field(default_factory=list)
     moving: str = ""

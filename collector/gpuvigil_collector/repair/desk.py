@@ -18,6 +18,7 @@ from gpuvigil_collector.policy import Policy
 from gpuvigil_collector.repair.case import Case
 from gpuvigil_collector.repair.hands import SafeHands
 from gpuvigil_collector.repair.needs import Scenery
+from gpuvigil_collector.repair.taken import TakenHolds
 from gpuvigil_collector.repair.walk import Scene, Walk, last_sign_ns
 from gpuvigil_detectors.base import FactEvent
 from gpuvigil_protos import entity as names
@@ -41,6 +42,7 @@ class RepairDesk:
         self._lock = threading.Lock()
         self.drills: list[FactEvent] = []
         self._proven: set[str] = set()
+        self._taken = TakenHolds()
         self._tell_proven(
             list(self.kept.cases.values())
         )  # rules forget with a restart, reports are read anew
@@ -63,6 +65,7 @@ class RepairDesk:
         self.hands.hear(scenery.journal_has_all)
         if self.kept.marks is not None:
             self.kept.marks.expire(now_ns)
+        self._take_word(scenery)
         busy = {(case.node, case.synthetic) for case in self.running}
         for incident in scenery.open.values():
             self._open(incident, busy, now_ns)
@@ -141,6 +144,18 @@ class RepairDesk:
         self.kept.cases[case.id] = case
         detail = f"{playbook} for {incident.fault_class} on {incident.target}"
         self.hands.tell(now_ns, "case_opened", detail, incident.id)
+
+    def _take_word(self, scenery: Scenery) -> None:
+        """Let go of what somebody else has released: no budget counts it, and a person has decided."""
+        for case in self._taken.look(self.kept.cases.values(), scenery):
+            if not self.kept.records.no_longer_held(case.node):
+                continue  # not on disk: seen again at the next tick
+            case.held = False
+            case.note(scenery.now_ns, "hold", "somebody else took our hold away")
+            self.hands.tell(scenery.now_ns, "hold_taken_away", case.node, case.incident)
+            if not case.ended:
+                case.end("handed_over", scenery.now_ns)
+                self._closed(case, scenery.now_ns)
 
     def _relapsed(self, incident: Incident, now_ns: int) -> bool:
         """Whether an incident that is still open shows again since its node was returned."""

@@ -54,7 +54,8 @@ class Scenery:
     """What one tick hands over: the time, the open incidents, the fleet.
 
     scheduled: the jobs that the scheduler runs and can move; None where there is none: then all can be.
-    journal_has_all: what was noted before is on disk.
+    journal_has_all: what was noted before is on disk. scheduler_ns: when the scheduler was read, 0: there is
+    none.
     """
 
     now_ns: int
@@ -62,6 +63,7 @@ class Scenery:
     state: FleetState
     scheduled: frozenset[str] | None = None
     journal_has_all: bool = True
+    scheduler_ns: int = 0
 
 
 NOTHING: Final = Scenery(now_ns=0, open={}, state=FleetState(mode=None))

@@ -70,8 +70,9 @@ class Repair:
         state = self._state(now_ns, nodes, jobs, view)
         known = frozenset(view.jobs) if view is not None else None
         scenery = Scenery(
-            now_ns=now_ns, open=opened, state=state, scheduled=known, journal_has_all=self.journal_has_all()
-        )
+            now_ns=now_ns, open=opened, state=state, scheduled=known,
+            journal_has_all=self.journal_has_all(), scheduler_ns=view.at_ns if view is not None else 0,
+        )  # fmt: skip
         self.desk.tick(scenery)
         hands = self.desk.hands
         self.view = RepairView(

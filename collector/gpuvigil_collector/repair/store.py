@@ -33,6 +33,10 @@ class Records(Protocol):
         """Return every record; None when they cannot be read."""
         ...
 
+    def no_longer_held(self, node: str) -> bool:
+        """Count no hold of ours on the node any more; True once it is on disk."""
+        ...
+
     def write(self, action: Action) -> bool:
         """Keep an action as it is now; True once it is on disk."""
         ...
