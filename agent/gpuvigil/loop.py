@@ -192,8 +192,11 @@ class Monitor:
         while ring is not None and (found := self._values.take()) is not None:
             value, flags = _NAN, 0
             try:
-                value = read(found.held.tensor)
-                flags = 0 if math.isfinite(value) else _NOT_FINITE.get(found.field, 0)
+                if found.held.tensor._version == found.held.version:
+                    value = read(found.held.tensor)
+                    flags = 0 if math.isfinite(value) else _NOT_FINITE.get(found.field, 0)
+                else:
+                    self.fault("value_dropped")  # a buffer that was used again: a later step's value
             except BadValueError:
                 self.fault("bad_value")
             clear = 0 if self._values.waits_for(found.record) else layout.FLAG_PENDING

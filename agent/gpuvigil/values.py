@@ -23,10 +23,11 @@ class BadValueError(Exception):
 
 
 class Held(NamedTuple):
-    """A host tensor that holds the value once the event has come."""
+    """A host tensor that holds the value once the event has come. version tells whether it was changed."""
 
     tensor: Any
     event: Any
+    version: int
 
 
 class Pending(NamedTuple):
@@ -55,12 +56,12 @@ def _of_tensor(torch: Any, value: Any) -> Union[float, Held]:
     if value.is_cpu:
         # _initialized: what is_initialized() reads; a call between real steps finds cold caches
         if torch.cuda._initialized and value.is_pinned():
-            return Held(value.detach(), _event(torch, None))
+            return Held(value.detach(), _event(torch, None), value._version)
         return read(value)
     if value.is_cuda:
         buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
         buffer.copy_(value.detach().reshape(()), non_blocking=True)
-        return Held(buffer, _event(torch, value.device))
+        return Held(buffer, _event(torch, value.device), buffer._version)
     raise BadValueError("tensor elsewhere")
 
 

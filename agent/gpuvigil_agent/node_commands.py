@@ -71,6 +71,8 @@ class NodeCommands:
             if not self._one.acquire(timeout=1):
                 raise Refused(_REASON, "this node is busy with another command")
             try:
+                if deadline_ns <= time.time_ns():
+                    raise Refused(_REASON, "deadline_ns: it has passed")
                 if why := pause.paused(self._helper.pause_files):
                     raise Refused(_REASON, f"paused: {why}")
                 return self._effects[verb](arguments, deadline_ns)

@@ -91,9 +91,9 @@ class ActionStore:
         holds = [bool(row[1]) for row in rows]
         return tuple(action_rows.past(one, holds=held) for one, held in zip(actions, holds, strict=True))
 
-    def no_longer_held(self, node: str) -> bool:
-        """Count no hold of ours on the node any more: somebody else took it away. True once it is on disk."""
-        return self._change("UPDATE actions SET holds = 0 WHERE node = ?", (node,))
+    def no_longer_held(self, action_id: str) -> bool:
+        """Count a hold as gone: somebody else took it away. True once it is on disk."""
+        return self._change("UPDATE actions SET holds = 0 WHERE id = ?", (action_id,))
 
     def untold(self, limit: int = 1000) -> list[Told]:
         """Return the transitions that the journal has not taken, oldest first."""

@@ -10,11 +10,16 @@ from gpuvigil_collector.action import Fence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldNode:
-    """A node that a hold of ours keeps out of work where the mode is act. action: the id of that hold."""
+    """A node that a hold of ours keeps out of work. action: the id of that hold.
+
+    refuses: the node itself shall refuse work: the mode is act. reachable: its agent is connected.
+    """
 
     node: str
     action: str
     reason: str
+    refuses: bool = True
+    reachable: bool = True
 
 
 @runtime_checkable

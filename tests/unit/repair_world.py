@@ -53,8 +53,8 @@ class Memory:
     def cases(self) -> dict[str, str] | None:
         return dict(self.rows)
 
-    def no_longer_held(self, node: str) -> bool:
-        self.let_go.append(node)
+    def no_longer_held(self, action_id: str) -> bool:
+        self.let_go.append(action_id)
         return True
 
     def write(self, action: Action) -> bool:

@@ -86,7 +86,7 @@ def test_a_hold_is_open_until_it_is_released_however_old_it_is(tmp_path):
     store.write(action("r2", state="done", kind="release"))
     assert [past.id for past in store.past(time.time_ns())] == ["r2"]
     store.write(action("again", state="done"))
-    assert store.no_longer_held("n1")
+    assert store.no_longer_held("again")
     assert not [past for past in store.past(time.time_ns()) if past.open]
 
 

@@ -111,16 +111,17 @@ def test_a_value_that_is_on_its_way_is_awaited_without_a_wait(monitor: Monitor, 
         monkeypatch.setattr(torch.cuda, name, stub)
     monitor._open()
     monitor._link._settle = lambda: None  # so that the thread does not do it first
-    loss, norm = (torch.tensor(0.0).as_subclass(Pinned) for _ in range(2))
+    loss, norm = (torch.tensor(number).as_subclass(Pinned) for number in (2.0, 3.0))
     with monitor.step() as s:
         s.log(loss=loss, grad_norm=norm, tokens=torch.tensor(7))
     read = lambda: ring_read.records(monitor._ring._map, 0, 1)[0][0]  # noqa: E731
     monitor._settle()
     assert read().flags & 32 and math.isnan(read().loss) and read().tokens == 7.0
-    loss.fill_(2.0), norm.fill_(3.0)
+    norm.fill_(4.0)  # used again before it was read: that is a later step's
     monkeypatch.setattr(Event, "there", True)
     monitor._settle()
-    assert (read().loss, read().gradient_norm, read().flags & 32) == (2.0, 3.0, 0)
+    assert (read().loss, read().flags & 32) == (2.0, 0) and math.isnan(read().gradient_norm)
+    assert faults(monitor) == {"value_dropped": 1}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

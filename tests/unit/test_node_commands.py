@@ -15,6 +15,7 @@ from gpuvigil_agent.hook_peer import Refused
 from gpuvigil_agent.node_commands import NodeCommands
 from gpuvigil_protos import pause
 
+SOON = time.time_ns() + 3600 * 10**9
 HOLD = {"incident": "i-1", "action": "a", "generation": "3", "reason": "r"}
 
 
@@ -127,7 +128,7 @@ def test_a_verdict_is_put_where_the_scripts_look_and_taken_away(tmp_path: Path) 
     config = AgentConfig(state_directory=str(tmp_path), verdict=Verdict(directory=str(place)))
     commands = NodeCommands(config, lambda _: True)
     given = {"text": "gpuvigil-verdict 1\n", "signature": "ab" * 64, "generation": "3"}
-    assert commands.do("verdict", given, 0) == "put"
+    assert commands.do("verdict", given, SOON) == "put"
     assert (place / "current/text").read_text() == given["text"]
     assert (place / "current/signature").read_bytes() == bytes.fromhex(given["signature"])
     for wrong, word in (
@@ -138,9 +139,9 @@ def test_a_verdict_is_put_where_the_scripts_look_and_taken_away(tmp_path: Path) 
         ({"generation": "-"}, "generation: expected a whole number"),
     ):
         with pytest.raises(Refused, match=word):
-            commands.do("verdict", given | wrong, 0)
+            commands.do("verdict", given | wrong, SOON)
     assert (place / "current/text").read_text() == given["text"], "what is refused changes nothing"
-    assert commands.do("verdict", {"text": "", "generation": "3"}, 0) == "none"
+    assert commands.do("verdict", {"text": "", "generation": "3"}, SOON) == "none"
     assert not (place / "current").exists()
 
 
@@ -148,3 +149,9 @@ def test_an_agent_without_a_folder_for_verdicts_says_so_and_has_none_to_take_awa
     with pytest.raises(Refused, match=r"no verdict is kept here: \[verdict\] directory is empty"):
         node.do("verdict", text="gpuvigil-verdict 1\n", signature="ab" * 64, generation="1")
     assert node.do("verdict", text="", signature="", generation="1") == "none"
+
+
+def test_an_effect_that_waited_past_its_deadline_is_not_had(node: Node) -> None:
+    with pytest.raises(Refused, match="deadline_ns: it has passed"):
+        node.do("hold", seconds=-0.1, **HOLD)
+    assert json.loads(node.do("boot"))["held"] == []

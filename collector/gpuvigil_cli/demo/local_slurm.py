@@ -6,8 +6,8 @@ machine has is read or touched; all of it lies in the demo's folder and listens 
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -26,6 +26,7 @@ from gpuvigil_cli.demo.site import GPUS, NODES, Tables
 from gpuvigil_cli.text import clean
 
 PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel")
+_JOB_NAME: Final = "demo-repair"
 _READY_S: Final = 30.0
 _CALL_S: Final = 15.0
 _SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -132,6 +133,9 @@ class LocalSlurm:
         del client
         folder = self.place.fleet / common.FOLDER
         script = self.folder / "job.sh"
+        if there := self._call("squeue", "-h", "-o", "%A", f"--name={_JOB_NAME}"):
+            self.job = there  # an earlier sbatch was heard, though its answer was lost
+            return f"job {self.job} of a local Slurm, submitted before"
         hook = f"{self.place.fleet}/$SLURMD_NODENAME/hook.sock"
         settings = "".join(
             f"export {key}={shlex.quote(text)}\n" for key, text in common.environment(folder).items()
@@ -140,16 +144,17 @@ class LocalSlurm:
         script.write_text(f'#!/bin/sh\n{settings}export GPUVIGIL_SOCKET="{hook}"\nexec {line}\n')
         self.job = self._call(
             "sbatch", "--parsable", "--requeue", f"--gres=gpu:{GPUS}", f"--chdir={folder}",
-            f"--output={folder}/job.log", "--open-mode=append", "--job-name=demo-repair", str(script),
+            f"--output={folder}/job.log", "--open-mode=append", f"--job-name={_JOB_NAME}", str(script),
         )  # fmt: skip
         return f"sbatch --requeue --gres=gpu:{GPUS}: {common.kind_of_job()}, job {self.job} of a local Slurm"
 
     def end(self) -> None:
         """Cancel it and wait for its processes: Slurm's steps outlive slurmd."""
-        if not self.job:
+        if not (self.folder / "munge" / "socket").exists():
             return
         try:
-            self._call("scancel", self.job)
+            # by its name: an sbatch that was interrupted may have been heard all the same
+            self._call("scancel", f"--name={_JOB_NAME}")
             deadline = time.monotonic() + _CALL_S
             while self._call("squeue", "-h", "-o", "%A") and time.monotonic() < deadline:
                 time.sleep(0.2)
@@ -197,7 +202,9 @@ class LocalSlurm:
             _NODE.format(name=node, port=port, gpus=GPUS, weight=1 + place)
             for place, (node, port) in enumerate(zip(NODES, ports, strict=True))
         )
-        text = _CONF.format(port=control, user=getpass.getuser(), folder=self.folder, nodes=nodes)
+        text = _CONF.format(
+            port=control, user=pwd.getpwuid(os.getuid()).pw_name, folder=self.folder, nodes=nodes
+        )
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "gres.conf").write_text(
             "".join(f"NodeName={node} Name=gpu File={path}\n" for node in NODES for path in _DEVICES)

@@ -58,8 +58,16 @@ class SlurmActuator:
     def apply(self, action: Action, fence: Fence) -> str:
         """Have the effect, once. Raises RefusedError or AmbiguousError."""
         names(action)
-        if self.verdicts is not None and action.proposal.kind == "release":
-            self.verdicts.take_back(action.proposal.node, fence)
+        if self.verdicts is None or action.proposal.kind != "release":
+            return self._apply(action, fence)
+        self.verdicts.take_back(action.proposal.node, fence)
+        try:
+            return self._apply(action, fence)
+        except RefusedError:
+            self.verdicts.allow(action.proposal.node)  # it stays held
+            raise
+
+    def _apply(self, action: Action, fence: Fence) -> str:
         most_s = min(self.settings.call, action.proposal.deadline_s)
         turn = Turn.of(process.within(fence, most_s, self.clock()))
         try:

@@ -30,6 +30,7 @@ LASTS_S: Final = 900
 _RENEW_S: Final = 300
 _AGAIN_S: Final = 60  # after an agent that did not take it
 _CALL_S: Final = 5.0
+_ROUND_S: Final = 10.0  # agents that do not answer must not make the next look at what is held an old one
 _log = log.get("verdicts")
 
 
@@ -39,15 +40,20 @@ class _Boot(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Given:
-    """A verdict that a node may have. Times are epoch s; renew_s: when to give it anew."""
+    """A verdict that a node may have. Times are epoch s; sure: the agent said that it took the newest."""
 
-    expires_s: int = 0
-    renew_s: int = 0
+    expires_s: int
+    renew_s: int
+    sure: bool
 
 
 @dataclass(slots=True, kw_only=True)
 class Verdicts:
-    """`tend` is called every few seconds in a thread of its own, `take_back` by the release of a node."""
+    """`tend` is called every few seconds in a thread of its own, `take_back` by the release of a node.
+
+    A node of `held` of which nothing is known yet may have one of an earlier run. _clean: those that have
+    none. _barred: the hold, by node, for which there is none any more.
+    """
 
     settings: SlurmSettings
     client: SlurmClient
@@ -56,51 +62,74 @@ class Verdicts:
     sign: Callable[[bytes], bytes]
     now_s: Callable[[], float] = time.time
     _given: dict[str, _Given] = field(default_factory=dict)
-    _barred: set[str] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _clean: set[str] = field(default_factory=set)
+    _barred: dict[str, str] = field(default_factory=dict)
+    _holds: dict[str, str] = field(default_factory=dict)
+    _locks: dict[str, threading.Lock] = field(default_factory=dict)
 
     def tend(self, fence: Fence) -> None:
         """Give, renew and take back what held nodes need; where they are not known nothing changes."""
         held = self.held()
-        if held is None or not (held or self._given or self._barred):
+        if held is None or not (held or self._given):
             return
         try:
             records = self.client.nodes(self.settings.deadline)
         except UnknownError:
             return
         found = {record.name: slurm_nodes.read(record) for record in records}
-        wanted: set[str] = set()
+        self._holds = {one.node: one.action for one in held}
+        self._barred = {node: of for node, of in self._barred.items() if self._holds.get(node) == of}
+        until_s, names = (
+            self.now_s() + _ROUND_S,
+            {one.node: slurm_nodes.find(found, one.node) for one in held},
+        )
+        wanted = {
+            one.node: name.name
+            for one in held
+            if one.refuses and (name := names[one.node]) is not None and name.hold == "ours"
+        }
+        unsure = {one.node for one in held if one.reachable} - self._clean
+        for node in sorted((self._given.keys() | unsure) - (wanted.keys() - self._barred.keys())):
+            if self.now_s() < until_s:
+                self._drop(node, fence)
         for one in held:
-            known = slurm_nodes.find(found, one.node)
-            if known is not None and known.hold == "ours":
-                wanted.add(one.node)
-                self._give(one, known.name, fence)
-        self._barred &= {one.node for one in held}
-        for node in [node for node in self._given if node not in wanted]:
-            self._drop(node, fence)
+            if one.node in wanted and one.reachable and self.now_s() < until_s:
+                self._give(one, wanted[one.node], fence)
+        self._clean &= self._holds.keys()
 
     def take_back(self, node: str, fence: Fence) -> None:
-        """Take a node's verdict away before the node takes work again; it gets none until it is held anew.
+        """Take a node's verdict away before the node takes work again; this hold gets none any more.
 
         Raises RefusedError: it may still have one, and its prolog would refuse the first job.
         """
-        with self._lock:
-            self._barred.add(node)
+        with self._lock(node):
+            self._barred[node] = self._holds.get(node, "")
             if why := self._say(node, b"", "", fence):
+                self._barred.pop(node, None)
                 raise RefusedError(f"the verdict of {node} is not taken back: {why}")
-            self._given.pop(node, None)
+            if (given := self._given.get(node)) is None or given.sure:
+                self._given.pop(node, None)  # else the one that is on its way is dropped until it has lapsed
+                self._clean.add(node)
+
+    def allow(self, node: str) -> None:
+        """Let a node have one again: its release did not come about."""
+        self._barred.pop(node, None)
+
+    def _lock(self, node: str) -> threading.Lock:
+        return self._locks.setdefault(node, threading.Lock())
 
     def _give(self, one: HeldNode, name: str, fence: Fence) -> None:
         now_s = int(self.now_s())
-        with self._lock:
-            given = self._given.get(one.node) or _Given()
-            if one.node in self._barred or now_s < given.renew_s:
+        given = self._given.get(one.node)
+        if given is not None and now_s < given.renew_s:
+            return
+        with self._lock(one.node):
+            # what held a round ago may not hold now: asked again right before
+            if one.node in self._barred or one not in (self.held() or ()):
                 return
             why = self._put(one, name, fence, now_s)
-            given.renew_s = now_s + (_AGAIN_S if why else _RENEW_S)
-            # one that is not known to have come may have come
-            given.expires_s = now_s + LASTS_S
-            self._given[one.node] = given
+            self._given[one.node] = _Given(now_s + LASTS_S, now_s + (_AGAIN_S if why else _RENEW_S), not why)
+            self._clean.discard(one.node)
         if why:
             _log.warning("verdict_not_given", node=one.node, why=why)
 
@@ -120,12 +149,12 @@ class Verdicts:
     def _drop(self, node: str, fence: Fence) -> None:
         """Take back what nobody wants any more, again and again until it is taken or has lapsed."""
         now_s = int(self.now_s())
-        with self._lock:
-            given = self._given.get(node)
-            if given is None:
-                return
-            if given.expires_s <= now_s or not self._say(node, b"", "", fence):
+        with self._lock(node):
+            given = self._given.setdefault(node, _Given(now_s + LASTS_S, 0, True))
+            taken = given.expires_s <= now_s or not self._say(node, b"", "", fence)
+            if taken and (given.sure or given.expires_s <= now_s):
                 del self._given[node]
+                self._clean.add(node)
 
     def _say(self, node: str, text: bytes, signature: str, fence: Fence) -> str:
         """Have the agent put a verdict, or with no text take it away; return why it did not."""

@@ -11,6 +11,7 @@ from gpuvigil_collector.action import Kind, Signal
 
 TRAIL_MAX: Final = 200
 _JOB_SHOWN: Final = 128
+_UNCOUNTED: Final = 1000
 Outcome = Literal[
     "",  # under way
     "observed",  # allowed, and the mode is observe: what would have been done is in the journal
@@ -34,10 +35,10 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Mutable, of the brain's thread alone. step: index in the playbook. Times are ns.
 
     taken: steps begun before this one, of every playbook that the case has followed: never counted back.
-    held: the node carries a hold of this case; hold, held_ns: that action's id and end. jobs: those that
-    ran there when it began, with the checkpoint that each gave. action: id of the action under way, "" for
-    none. waits: what for, for people. clean_until_ns: end of the clean wait after a test that passed.
-    proven_ns: when that test was begun.
+    held: the node carries a hold of this case; hold, held_ns: that action's id and end. held_seen: the
+    scheduler has said that the hold is ours. jobs: those that ran there when it began, with the checkpoint
+    that each gave. action: id of the action under way, "" for none. waits: what for, for people.
+    clean_until_ns: end of the clean wait after a test that passed. proven_ns: when that test was begun.
     """
 
     id: str
@@ -54,12 +55,13 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     partition: str = ""
     synthetic: bool = False
     step: int = 0
-    taken: int = 0
+    taken: int = -1
     step_began_ns: int = 0
     attempt: int = 0
     held: bool = False
     hold: str = ""
     held_ns: int = 0
+    held_seen: bool = False
     jobs: dict[str, Literal["none", "pending", "saved", "impossible"]] = msgspec.field(default_factory=dict)
     moved: list[str] = msgspec.field(default_factory=list)
     moving: str = ""
@@ -75,7 +77,8 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     trail: list[Mark] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.taken = max(self.taken, self.step)  # written by a collector that did not count yet
+        if self.taken < 0:  # written by a collector that did not count yet: past all that it may have used
+            self.taken = _UNCOUNTED + self.step
 
     @property
     def ended(self) -> bool:

@@ -135,7 +135,7 @@ class RepairDesk:
         case = Case(
             id=self._new_id(), incident=incident.id, fingerprint=incident.fingerprint,
             fault_class=incident.fault_class, node=incident.node, target=incident.target,
-            cause=incident.cause[:300], playbook=playbook, opened_ns=now_ns,
+            cause=incident.cause[:300], playbook=playbook, opened_ns=now_ns, taken=0,
             gpu=names.gpu_uuid_of(incident.target.partition("/")[2]) or "", partition=partition,
             synthetic=incident.synthetic,
         )  # fmt: skip
@@ -147,9 +147,10 @@ class RepairDesk:
 
     def _take_word(self, scenery: Scenery) -> None:
         """Let go of what somebody else has released: no budget counts it, and a person has decided."""
-        for case in self._taken.look(self.kept.cases.values(), scenery):
-            if not self.kept.records.no_longer_held(case.node):
+        for case in self._taken.look(self.kept.cases.values(), scenery, self.hands.acts):
+            if not self.kept.records.no_longer_held(case.hold):
                 continue  # not on disk: seen again at the next tick
+            self.hands.withdraw(case, "somebody else took the hold away")
             case.held = False
             case.note(scenery.now_ns, "hold", "somebody else took our hold away")
             self.hands.tell(scenery.now_ns, "hold_taken_away", case.node, case.incident)

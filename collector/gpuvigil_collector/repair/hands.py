@@ -7,14 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from gpuvigil_collector.action import (
-    Action,
-    ActionState,
-    FleetState,
-    Kind,
-    Proposal,
-    Verdict,
-)
+from gpuvigil_collector.action import Action, ActionState, FleetState, Kind, Proposal, Verdict
 from gpuvigil_collector.audit import Decisions, operator_note, transitions
 from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_collector.journal import Note
@@ -100,6 +93,17 @@ class SafeHands:
     def awaits(self, case: Case) -> bool:
         """Whether a case waits for a person, which has an end of its own."""
         return (action := self.actions.get(case.action)) is not None and action.state == "awaiting"
+
+    def acts(self, case: Case) -> bool:
+        """Whether a case's action is being carried out: it can no longer be taken back."""
+        action = self.actions.get(case.action)
+        return action is not None and action.state in {"intended", "issued", "ambiguous"}
+
+    def withdraw(self, case: Case, why: str) -> None:
+        """Take back what waits for a person's approval."""
+        if self.awaits(case):
+            waits = self.actions[case.action]
+            self._keep(replace(waits, state="expired", outcome=why, changed_ns=self.scenery.now_ns))
 
     def _processes(self, job: str) -> str:
         """The name under which a job's own processes are asked."""

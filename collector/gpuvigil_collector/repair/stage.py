@@ -94,15 +94,20 @@ class Repair:
         return f"{marks.paused.by}: {marks.paused.why}" if marks.paused is not None else self.paused()
 
     def held(self) -> tuple[HeldNode, ...]:
-        """Return the nodes that holds of ours keep out of work where the mode is act. Any thread may ask."""
+        """Return the nodes that holds of ours keep out of work, but those about to be released.
+
+        Any thread may ask.
+        """
         modes, general = self.settings.partition_modes, self.settings.mode
+        nodes = self.desk.hands.scenery.state.nodes or {}
         return tuple(
             HeldNode(
-                node=case.node, action=case.hold, reason=f"gpuvigil: {case.fault_class} [{case.incident}]"
+                node=case.node, action=case.hold, refuses=modes.get(case.partition, general) == "act",
+                reachable=case.node in nodes and not nodes[case.node].silent,
+                reason=f"gpuvigil: {case.fault_class} [{case.incident}]",
             )
             for case in self.view.cases
-            if case.held and case.hold and not case.synthetic
-            and modes.get(case.partition, general) == "act"
+            if case.held and case.hold and not case.synthetic and not case.action.endswith("-release")
         )  # fmt: skip
 
     def _jumped(self, now_ns: int) -> int:

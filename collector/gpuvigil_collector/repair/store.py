@@ -33,8 +33,8 @@ class Records(Protocol):
         """Return every record; None when they cannot be read."""
         ...
 
-    def no_longer_held(self, node: str) -> bool:
-        """Count no hold of ours on the node any more; True once it is on disk."""
+    def no_longer_held(self, action_id: str) -> bool:
+        """Count a hold as gone; True once it is on disk."""
         ...
 
     def write(self, action: Action) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from gpuvigil_collector.repair.case import Case
@@ -18,20 +18,22 @@ class TakenHolds:
     def __init__(self) -> None:
         self._since: dict[str, int] = {}
 
-    def look(self, cases: Iterable[Case], scenery: Scenery) -> list[Case]:
+    def look(self, cases: Iterable[Case], scenery: Scenery, acts: Callable[[Case], bool]) -> list[Case]:
         """Return the cases whose hold is no longer there, by the scheduler's word; none where it has none.
 
-        A case with an action under way is left alone: a release is on its way, or a hold not seen yet.
+        Only a hold that the scheduler has called ours can go: one of a site's own tool it may not know.
+        acts: whether a case's action is being carried out: a release is on its way, or a hold not seen yet.
         """
         nodes = scenery.state.nodes
         if nodes is None or not scenery.scheduler_ns:
             self._since.clear()
             return []
-        gone = {
-            case.id: case
-            for case in cases
-            if case.held and not case.action and scenery.scheduler_ns > case.held_ns
-            and case.node in nodes and nodes[case.node].hold != "ours"
-        }  # fmt: skip
+        gone: dict[str, Case] = {}
+        for case in cases:
+            if case.held and case.node in nodes and scenery.scheduler_ns > case.held_ns:
+                ours = nodes[case.node].hold == "ours"
+                case.held_seen |= ours
+                if case.held_seen and not ours and not acts(case):
+                    gone[case.id] = case
         self._since = {name: self._since.get(name, scenery.now_ns) for name in gone}
         return [case for name, case in gone.items() if scenery.now_ns - self._since[name] >= GONE_NS]

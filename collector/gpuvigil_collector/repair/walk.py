@@ -164,7 +164,7 @@ class Walk:
             return self._again(case, step, word.why, scene.now_ns)
         case.note(scene.now_ns, step.do, "done")
         if step.do == "hold":
-            case.held, case.hold, case.held_ns = True, case.action, scene.now_ns
+            case.held, case.hold, case.held_ns, case.held_seen = True, case.action, scene.now_ns, False
         if step.do == "release":
             case.held = False
         if step.do == "validate":
