@@ -72,6 +72,7 @@ def settled(web: int, job: str, *keys: str) -> tuple[dict, dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.needs_torch
 def test_what_a_hang_shows(tmp_path: Path) -> None:
     grpc, web, metrics = (stack.free_port() for _ in range(3))
     with contextlib.ExitStack() as running:

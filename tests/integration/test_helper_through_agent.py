@@ -19,6 +19,7 @@ from unit.helper_world import GPU, script, write_keys
 from gpuvigil_collector.action import Fence, RefusedError
 from gpuvigil_collector.actuators.helper import HelperActuator, Signer
 
+pytestmark = pytest.mark.needs_root  # only root sees whose process holds a GPU; to the helper unseen is held
 CONFIG = """
 act = {act}
 node = "n1"

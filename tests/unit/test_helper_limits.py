@@ -21,6 +21,7 @@ from gpuvigil_helper.config import Limits, Protected
 from gpuvigil_protos import order as orders
 from gpuvigil_protos.settings import ConfigError
 
+pytestmark = pytest.mark.needs_root  # only root sees whose process holds a GPU; to the helper unseen is held
 HOUR_NS = 3_600_000_000_000
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from unit.helper_world import GPU, LINKED, World
 
+pytestmark = pytest.mark.needs_root  # only root sees whose process holds a GPU; to the helper unseen is held
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
