@@ -6,8 +6,10 @@ import pytest
 from unit.fake_snapshot import SECOND, START_NS
 from unit.training_world import World
 
-from gpuvigil_collector.goodput.account import BUCKETS, Account
+from gpuvigil_collector.goodput.account import BUCKETS, Account, Loss
 from gpuvigil_collector.goodput.books import Books
+from gpuvigil_collector.goodput.report import cause_of
+from gpuvigil_collector.incidents.incident import Incident
 from gpuvigil_detectors.training.jobs import Jobs
 
 
@@ -137,3 +139,19 @@ def test_the_sliding_hour_forgets(play):
     assert account.goodput < 0.8
     assert len(account.minutes) <= 61
     assert account.cursor_ns > START_NS
+
+
+def test_a_loss_names_the_fault_that_ended_the_attempt_not_the_slowness_before_it():
+    def incident(name, severity, opened_s, **more):
+        return Incident(
+            id=name, fingerprint=name, fault_class=name, scope="job", severity=severity, state="resolved",
+            node="n1", target="n1/rank:j1/1", cause="", lead_start_ns=0, seen_ns=0,
+            opened_ns=START_NS + opened_s * SECOND, **more,
+        )  # fmt: skip
+
+    loss = Loss(at_ns=START_NS, step=60, ranks=2)
+    hang, killed = incident("hang", "critical", 15), incident("process_dead", "critical", 40)
+    slow, drill = incident("fail_slow", "warning", -1), incident("gpu_lost", "critical", 0, synthetic=True)
+    assert cause_of(loss, (slow, drill, killed, hang)) is hang
+    assert cause_of(loss, (slow, drill)) is slow
+    assert cause_of(loss, (drill, incident("hang", "critical", 121))) is None

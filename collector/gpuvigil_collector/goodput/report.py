@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from gpuvigil_collector.goodput import formulas
 from gpuvigil_collector.goodput.account import Account, Loss
 from gpuvigil_collector.incidents.incident import Incident
+from gpuvigil_detectors.base import SEVERITIES
 from gpuvigil_detectors.training.jobs import SECOND_NS
 
 SERIES_JOBS_MAX: Final = 200
@@ -39,8 +40,8 @@ class GoodputView:
 
 
 def goodput_view(account: Account, now_ns: int, incidents: Sequence[Incident]) -> GoodputView:
-    """Make a job's row; each loss names the one of its job's incidents that was nearest to it."""
-    losses = tuple(_loss(loss, incidents) for loss in account.losses)
+    """Make a job's row; each loss names its cause among its job's incidents."""
+    losses = tuple(_loss(loss, cause_of(loss, incidents)) for loss in account.losses)
     return GoodputView(
         job=account.job, state=account.state, began_ns=account.began_ns, ranks=account.ranks,
         nodes=account.nodes, attempts=account.attempts, step=account.step, wall=account.wall,
@@ -50,9 +51,21 @@ def goodput_view(account: Account, now_ns: int, incidents: Sequence[Incident]) -
     )  # fmt: skip
 
 
-def _loss(loss: Loss, incidents: Sequence[Incident]) -> dict[str, Any]:
-    near = [i for i in incidents if abs(i.opened_ns - loss.at_ns) <= _NEAR_NS]
-    cause = min(near, key=lambda i: abs(i.opened_ns - loss.at_ns), default=None)
+def cause_of(loss: Loss, incidents: Iterable[Incident]) -> Incident | None:
+    """Return the gravest incident that was opened near the loss, of equals the nearest; drills never.
+
+    Gravity goes first: a job that limps before it stops has a slowness opened nearer to its last step
+    than the hang that ended it.
+    """
+
+    def order(incident: Incident) -> tuple[int, int]:
+        return -SEVERITIES.index(incident.severity), abs(incident.opened_ns - loss.at_ns)
+
+    near = (i for i in incidents if not i.synthetic and abs(i.opened_ns - loss.at_ns) <= _NEAR_NS)
+    return min(near, key=order, default=None)
+
+
+def _loss(loss: Loss, cause: Incident | None) -> dict[str, Any]:
     return {
         "at_ns": loss.at_ns, "step": loss.step, "seconds": loss.seconds, "cost": dict(loss.cost),
         "gpu_hours": loss.seconds * loss.ranks / 3600, "incident": cause.id if cause else "",
