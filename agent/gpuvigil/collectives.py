@@ -7,19 +7,24 @@ The only file that touches torch's private API. Table of versions:
     2.4 - 2.8  _dump_nccl_trace_json(includeCollectives=False) NCCL alone
     others     _get_sequence_number_for_group()                enqueued alone
 
+`timeout_s` reads `_get_default_group()._get_backend(device).options._timeout`, where there is one.
+
 0.05 ms. `recent` takes the full dump, with ops and without stacks, from the same calls; it may cost a second
 and is called off the training thread, once a hang is suspected. Nothing waits for a device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
 from typing import Any, Dict, Iterator, List
 
 from gpuvigil import flight
 
 GROUPS_MAX = 12
+TIMEOUT_MAX_S = 10**9
 DUMP_BYTES_MAX = 16 << 20  # torch keeps 2,000 ops: 1 MB
 
 
@@ -47,6 +52,17 @@ def recent() -> List[Dict[str, Any]]:
             unused = [row["group"] for row in _from_sequences(module) if not row["enqueued"]]
             return flight.with_unused(rows, unused, members)
     return []
+
+
+def timeout_s() -> int:
+    """Return how long the default group waits for a collective: whole seconds, rounded up; 0 = not told."""
+    module = sys.modules.get("torch.distributed.distributed_c10d")
+    with contextlib.suppress(Exception):  # no default group, another version's names, a backend without it
+        group = module._get_default_group()  # type: ignore[union-attr]
+        told = [group._get_backend(device).options._timeout for device in group._device_types]
+        seconds: float = max(one.total_seconds() for one in told)
+        return min(TIMEOUT_MAX_S, math.ceil(seconds))
+    return 0
 
 
 def _dumps(**options: bool) -> Iterator[Dict[str, Any]]:

@@ -46,10 +46,13 @@ class Standstill:
 
 
 def word(age_s: float) -> Dict[str, Any]:
-    """Return the message: seconds without a step, the main thread's innermost frames, the groups."""
+    """Return the message: seconds without a step, the main thread's innermost frames, the groups.
+
+    timeout: whole seconds after which the job itself gives a collective up, 0 where torch does not tell.
+    """
     return {
         "event": "standstill", "seconds": round(age_s, 1), "stack": stack(),
-        "groups": collectives.progress(),
+        "groups": collectives.progress(), "timeout": collectives.timeout_s(),
     }  # fmt: skip
 
 

@@ -43,6 +43,8 @@ def saved(rank: Rank, word: Save) -> AgentEvent:
 def standstill(rank: Rank, word: Standstill) -> AgentEvent:
     """Where a loop stands: its frames, and one field a process group (`_places`)."""
     fields = {"seconds": f"{word.seconds:.1f}", "stack": _joined(word.stack)}
+    if word.timeout:
+        fields["timeout"] = str(word.timeout)
     return _of_collectives(rank, fields | _places(word.groups), "stands still")
 
 

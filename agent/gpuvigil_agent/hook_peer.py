@@ -90,11 +90,12 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Standstill(msgspec.Struct, frozen=True, tag_field="event", tag="standstill"):
-    """A loop that stands still: for how long, where its main thread is, and its groups."""
+    """A loop that stands still: for how long, where its main thread is, its groups, their timeout in s."""
 
     seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
     stack: Annotated[list[Annotated[str, msgspec.Meta(max_length=80)]], msgspec.Meta(max_length=8)]
     groups: Annotated[list[Group], msgspec.Meta(max_length=12)] = []
+    timeout: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 0
 
 
 class FlightGroup(Group, frozen=True):

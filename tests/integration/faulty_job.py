@@ -1,6 +1,7 @@
 """A data-parallel job on gloo whose ranks misbehave when told: what the judges of loops are tried on.
 
-usage (under torchrun): faulty_job.py; FAULT=KIND:RANK:STEP, STEP_S: seconds of one step (0.1)
+usage (under torchrun): faulty_job.py; FAULT=KIND:RANK:STEP, STEP_S: seconds of one step (0.1),
+TIMEOUT_S: of a collective (1800)
 kinds: hang (a loop in host code), gil (the interpreter lock held), left_out (one of the two collectives that
 each step has: the others wait in another op), elsewhere (a collective of another group in its place), stop
 (SIGSTOP), kill (SIGKILL), slow (10 % longer steps from then on), data (the input takes 10 % of a step longer)
@@ -9,6 +10,7 @@ each step has: the others wait in another op), elsewhere (a collective of anothe
 from __future__ import annotations
 
 import ctypes
+import datetime
 import os
 import signal
 import time
@@ -43,7 +45,8 @@ def misbehave() -> None:
 def main() -> None:
     """Train on nothing, for ever."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    timeout = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_S", "1800")))
+    dist.init_process_group("gloo", timeout=timeout)
     rank = dist.get_rank()
     gradient, weights = torch.ones(1000), torch.ones(10)
     group = dist.new_group() if KIND == "elsewhere" else None

@@ -26,10 +26,11 @@ JOBS = {
 
 
 @contextlib.contextmanager
-def torchrun(folder: Path, job: str, fault: str, ranks: int) -> Iterator[None]:
+def torchrun(folder: Path, job: str, fault: str, ranks: int, **more: str) -> Iterator[None]:
     env = stack.environment() | {
         "GPUVIGIL_SOCKET": str(folder / "hook.sock"), "GPUVIGIL_JOB": job, "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1", "FAULT": f"{fault}:{AT_STEP}", "STEP_S": "0.1", "HOME": str(folder),
+        **more,
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={ranks}",
                "--max-restarts=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
@@ -46,6 +47,19 @@ def torchrun(folder: Path, job: str, fault: str, ranks: int) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
                     os.kill(int(entry.name), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def watched(folder: Path, *more: str) -> Iterator[int]:
+    """A collector and an agent that jobs may join."""
+    grpc, web, metrics = (stack.free_port() for _ in range(3))
+    with contextlib.ExitStack() as running:
+        running.enter_context(stack.collector(folder, grpc, web, *more))
+        stack.wait_for(lambda: get(web, "health"), 30, "the collector's API")
+        socket = folder / "hook.sock"
+        running.enter_context(stack.agent(folder, "trainer", grpc, metrics, source="none", hook=str(socket)))
+        stack.wait_for(socket.exists, 30, "the hook's socket")
+        yield web
 
 
 def hang_of(web: int, job: str) -> dict | None:
@@ -74,15 +88,7 @@ def settled(web: int, job: str, *keys: str) -> tuple[dict, dict]:
 @pytest.mark.slow
 @pytest.mark.needs_torch
 def test_what_a_hang_shows(tmp_path: Path) -> None:
-    grpc, web, metrics = (stack.free_port() for _ in range(3))
-    with contextlib.ExitStack() as running:
-        running.enter_context(stack.collector(tmp_path, grpc, web, "--set", "saves.evidence_interval=1h"))
-        stack.wait_for(lambda: get(web, "health"), 30, "the collector's API")
-        socket = tmp_path / "hook.sock"
-        running.enter_context(
-            stack.agent(tmp_path, "trainer", grpc, metrics, source="none", hook=str(socket))
-        )
-        stack.wait_for(socket.exists, 30, "the hook's socket")
+    with watched(tmp_path, "--set", "saves.evidence_interval=1h") as web, contextlib.ExitStack() as running:
         for job, (fault, ranks) in JOBS.items():
             running.enter_context(torchrun(tmp_path, job, fault, ranks))
         held_lock_shows_its_stack(web)
@@ -92,6 +98,29 @@ def test_what_a_hang_shows(tmp_path: Path) -> None:
         one_in_another_group_is_named(web)
         time.sleep(3)
         asked_once(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.needs_torch
+def test_a_job_that_gives_up_by_its_own_timeout_stays_its_culprits_hang(tmp_path: Path) -> None:
+    """Torch ends a rank that has waited too long: it is not taken for the one that died."""
+    with watched(tmp_path) as web, torchrun(tmp_path, "own", "stop:1", 2, TIMEOUT_S="30"):
+        row = stack.wait_for(lambda: hang_of(web, "own"), 90, "the hang")
+
+        def gave_up() -> str:
+            sentence = facts_of(web, hang_of(web, "own") or row)["sentence"]
+            return sentence if "gave up" in sentence else ""
+
+        assert re.search(
+            r"then ranks gave up, rank 0 after (2[5-9]|3\d) s", stack.wait_for(gave_up, 60, "end")
+        )
+        assert certain(hang_of(web, "own")) and row["target"] == "trainer/rank:own/1"
+        time.sleep(5)
+        found = get(web, "incidents")["items"]
+        assert [(one["id"], one["class"]) for one in found if ":own" in one["target"]] == [
+            (row["id"], "hang")
+        ]
+        assert "Timed out" in (tmp_path / "own.log").read_text()
 
 
 def held_lock_shows_its_stack(web: int) -> None:

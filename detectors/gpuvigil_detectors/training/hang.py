@@ -34,7 +34,7 @@ _LONG_PHASES: Final = frozenset(PHASE[name] for name in ("checkpoint", "eval", "
 class Stall:
     """No step for `seconds` where `limit_s` was allowed. culprits: rank numbers, () when unknown.
 
-    facts: what was gathered, for people.
+    facts: what was gathered, for people. timeout_s: how long the job itself waits for a collective, if known.
     """
 
     seconds: float
@@ -43,6 +43,7 @@ class Stall:
     culprits: tuple[int, ...]
     why: str
     facts: tuple[tuple[str, str], ...] = ()
+    timeout_s: float | None = None
 
 
 def limit_s(job: Job) -> float | None:
@@ -79,8 +80,15 @@ def look(job: Job, now_ns: int, struck: Callable[[], frozenset[int]] = frozenset
     why = f"{why}; {where}" if where else why
     return Stall(
         seconds=min(ages), limit_s=allowed, kind=kind, culprits=culprits, why=why,
-        facts=_gathered(ranks, since_ns, where),
+        facts=_gathered(ranks, since_ns, where), timeout_s=_own_timeout_s(ranks, since_ns),
     )  # fmt: skip
+
+
+def _own_timeout_s(ranks: list[Rank], since_ns: int) -> float | None:
+    """The longest that a rank has said since the job came to a stand."""
+    words = (rank.standing for rank in ranks)
+    told = (word.timeout_s for word in words if word is not None and word.at_ns >= since_ns)
+    return max((seconds for seconds in told if seconds is not None), default=None)
 
 
 def _gathered(ranks: list[Rank], since_ns: int, where: str) -> tuple[tuple[str, str], ...]:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Final
 
 from gpuvigil_detectors.base import Evidence, Finding, Snapshot
-from gpuvigil_detectors.training import hang, loop_faults, parts, silent, slow
+from gpuvigil_detectors.training import loop_faults, parts, silent, slow
 from gpuvigil_detectors.training.claim import Claim, facts_of
-from gpuvigil_detectors.training.hang import Stall
-from gpuvigil_detectors.training.jobs import PHASE, SECOND_NS, Job, Jobs, Rank
+from gpuvigil_detectors.training.hangs import Hangs
+from gpuvigil_detectors.training.jobs import SECOND_NS, Job, Jobs, Rank
 from gpuvigil_detectors.training.node_log import NodeLog
 from gpuvigil_detectors.training.slow import Late, Pace, Slowness
 
-_VERDICT_LOOKS: Final = 5  # looks in a row that blame the same ranks make a suspicion a verdict
-_LOOK_NS: Final = SECOND_NS * 9 // 10
 _DEAD_KEPT_NS: Final = 600 * SECOND_NS
 _ENDED_KEPT_NS: Final = 60 * SECOND_NS
 _TOGETHER_NS: Final = SECOND_NS // 2  # ranks that die so near to each other were ended, as by scancel
@@ -42,7 +41,7 @@ class Training:
         self._nodes = NodeLog()
         self._late: dict[str, deque[int]] = {}
         self._usual: dict[str, parts.Usual] = {}  # what steps of jobs that are slow now were made of before
-        self._stalls: dict[str, tuple[int, tuple[int, ...], int, int]] = {}  # since, culprits, looks, last
+        self._hangs = Hangs(self._nodes)
 
     def tick(self, snapshot: Snapshot) -> list[Finding]:
         """Judge every job."""
@@ -54,7 +53,7 @@ class Training:
             claim.finding(job, now_ns) for job in by_name.values() for claim in self._judge(job, snapshot)
         ]
         found += silent.node_lives(by_name.values(), snapshot)
-        self._stalls = {name: stall for name, stall in self._stalls.items() if name in by_name}
+        self._hangs.keep(by_name)
         self._late = {name: late for name, late in self._late.items() if name in by_name}
         self._usual = {name: usual for name, usual in self._usual.items() if name in by_name}
         return found
@@ -66,52 +65,26 @@ class Training:
 
     def hung(self, job: str) -> bool:
         """Whether a job makes no step now, as far as it is known."""
-        return job in self._stalls
+        return job in self._hangs
 
     def suspected(self) -> list[str]:
         """Jobs that make no step now: what evidence is gathered of."""
-        return list(self._stalls)
+        return self._hangs.names()
 
     def _judge(self, job: Job, snapshot: Snapshot) -> list[Claim]:
         now_ns = snapshot.now_ns
         dead = _dead(job, now_ns)
         ending = job.ends_as_asked(now_ns)  # what hangs now has been dealt with
-        hung = None if dead or ending else self._hang(job, snapshot)
+        if dead:
+            hung = self._hangs.gave_up(job, dead)
+            dead = replace(dead, severity="info", notify=False) if hung else dead
+        else:
+            hung = None if ending else self._hangs.judge(job, snapshot)
         claims = (
             _parked(job), _save_fault(job), dead, hung, self._slow(job, now_ns), loop_faults.not_finite(job),
             loop_faults.spikes(job), loop_faults.memory_growth(job), loop_faults.long_save(job, now_ns),
         )  # fmt: skip
         return [claim for claim in claims if claim is not None]
-
-    def _hang(self, job: Job, snapshot: Snapshot) -> Claim | None:
-        now_ns = snapshot.now_ns
-        stall = hang.look(job, now_ns, lambda: self._nodes.struck(job, now_ns))
-        if stall is None:
-            self._stalls.pop(job.name, None)
-            return None
-        began_ns = now_ns - int(stall.seconds * SECOND_NS)
-        since_ns, culprits, looks, looked_ns = self._stalls.get(job.name, (began_ns, (), 0, 0))
-        if culprits != stall.culprits:
-            looks, looked_ns = 0, 0
-        if now_ns - looked_ns >= _LOOK_NS:  # a tick that an event asked for is no look of its own
-            looks, looked_ns = looks + 1, now_ns
-        self._stalls[job.name] = (since_ns, stall.culprits, looks, looked_ns)
-        certain = stall.kind != "unknown" and looks >= _VERDICT_LOOKS
-        blamed = job.ranks[stall.culprits[0]] if stall.culprits else None
-        held = [blamed] if blamed is not None else job.living  # nobody alone: then all together
-        waits_for_input = all(rank.phase == PHASE["data"] for rank in held) and stall.kind != "stopped"
-        return Claim(
-            rule="no_step", fault_class="data_stall" if waits_for_input else "hang",
-            severity="critical" if certain else "warning",
-            start_ns=since_ns, sentence=_hang_sentence(job, stall), rank=blamed,
-            evidence=Evidence(
-                observed=stall.seconds, expected=stall.limit_s, unit="seconds", since_ns=since_ns,
-                facts=(
-                    ("kind", stall.kind), *facts_of(job, blamed), *stall.facts,
-                    *self._nodes.facts(_nodes_of(job, stall), since_ns, snapshot),
-                ),
-            ),
-        )  # fmt: skip
 
     def _slow(self, job: Job, now_ns: int) -> Claim | None:
         pace = self._slowness.paces[job.name]
@@ -247,25 +220,9 @@ def _dead(job: Job, now_ns: int) -> Claim | None:
     )
     return Claim(
         rule="rank_died", fault_class="process_dead", severity="info" if together else "critical",
-        start_ns=first.ended_ns, sentence=sentence, rank=first, notify=not together,
+        start_ns=first.ended_ns, sentence=sentence, rank=first, notify=not together, together=together,
         evidence=Evidence(
             observed=float(len(job.living)), expected=float(job.world_size), unit="ranks",
             since_ns=first.ended_ns, facts=facts_of(job, first),
         ),
     )  # fmt: skip
-
-
-def _nodes_of(job: Job, stall: Stall) -> set[str]:
-    """The culprits' nodes; all of the job's where nobody is named."""
-    named = [job.ranks[number] for number in stall.culprits if number in job.ranks]
-    return {rank.node for rank in named or job.living}
-
-
-def _hang_sentence(job: Job, stall: Stall) -> str:
-    head = (
-        f"no rank of job {job.name} has ended a step for {stall.seconds:.0f} s (bound {stall.limit_s:.0f} s)"
-    )
-    if not stall.culprits:
-        return f"{head}; {stall.why}"
-    who = ", ".join(str(number) for number in stall.culprits)
-    return f"{head}; rank {who} holds it: {stall.why}"

@@ -29,12 +29,16 @@ _TORCH: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """One rank's newest word. stack: its innermost frames, innermost first."""
+    """One rank's newest word. stack: its innermost frames, innermost first.
+
+    timeout_s: how long it waits for a collective of its default group before it gives up.
+    """
 
     at_ns: int
     stack: tuple[str, ...]
     groups: tuple[GroupProgress, ...]
     members: dict[str, tuple[int, ...]]
+    timeout_s: float | None = None
 
 
 _NOTHING: Final = Standing(at_ns=0, stack=(), groups=(), members={})
@@ -52,7 +56,10 @@ def read(event: FactEvent) -> Standing:
         groups.append(GroupProgress(group=name, enqueued=enqueued, started=started, completed=completed))
         members[name] = ranks_of(words[4])
     stack = tuple(part for part in event.fields.get("stack", "").split(" < ") if part)
-    return Standing(at_ns=event.time_ns, stack=stack, groups=tuple(groups), members=members)
+    return Standing(
+        at_ns=event.time_ns, stack=stack, groups=tuple(groups), members=members,
+        timeout_s=number(event.fields.get("timeout", "")) or None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
