@@ -3,11 +3,13 @@
 usage (under torchrun): saving_job.py DIRECTORY STEPS LOSS_FILE
 FAULT=KIND:RANK:STEP, in the first attempt alone: kill, stop, hang, corrupt, save_fails, save_hangs,
 save_kills
-SAVE_EVERY: steps between saves that nobody asked for (0). STEP_S: seconds a step sleeps.
+SAVE_EVERY: steps between saves that nobody asked for (0). STEP_S: seconds a step sleeps. TIMEOUT_S: of a
+collective (1800). SAVE_TIMEOUT_S: how long a rank waits for the others' parts (20).
 """
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import sys
@@ -63,7 +65,8 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: i
 def main() -> None:
     """Train, save, and write down each step's loss to the last bit."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    timeout = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_S", "1800")))
+    dist.init_process_group("gloo", timeout=timeout)
     rank = dist.get_rank()
     torch.manual_seed(0)
     model = torch.nn.Linear(8, 1)
@@ -85,7 +88,8 @@ def main() -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
 
-    saver = Saver(DIRECTORY, save, every=5, interval=int(os.environ.get("SAVE_EVERY", "0")), timeout_s=20)
+    interval, patience = int(os.environ.get("SAVE_EVERY", "0")), float(os.environ.get("SAVE_TIMEOUT_S", "20"))
+    saver = Saver(DIRECTORY, save, every=5, interval=interval, timeout_s=patience)
     for step in range(saver.resume(load), STEPS):
         now[0] = step
         total = train_step(model, optimizer, step)
