@@ -31,7 +31,7 @@ AT_STEP, STEP_S = 60, 0.1
 # kind -> classes that are right, bound in seconds after the fault, whether the rank is to be named
 KINDS = {
     "hang": ({"hang"}, 15, True), "gil": ({"hang"}, 15, True), "left_out": ({"hang"}, 15, True),
-    "stop": ({"hang"}, 15, True), "kill": ({"process_dead"}, 2, True),
+    "elsewhere": ({"hang"}, 15, True), "stop": ({"hang"}, 15, True), "kill": ({"process_dead"}, 2, True),
     "slow": ({"straggler"}, 6 * STEP_S, True), "data": ({"data_stall"}, 6 * STEP_S, True),
 }  # fmt: skip
 LATE_S = 60.0
