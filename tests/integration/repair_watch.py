@@ -1,4 +1,4 @@
-"""Following one repair from outside: Slurm's word, the job's files, the API; how long each stage took."""
+"""Following repairs from outside, by the scheduler's word, the job's files and the API: the stages' times."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from integration import stack
-from integration.repair_fleet import RepairFleet
+from integration.repair_base import Fleet
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Times:
     redone: int
 
 
-def watch(fleet: RepairFleet, within_s: float = 240) -> Times:
+def watch(fleet: Fleet, within_s: float = 240) -> Times:
     """Follow one repair to its end. Raises AssertionError with what the collector said last."""
 
     def wait(ask: Callable[[], Any], what: str) -> Any:
@@ -43,11 +44,11 @@ def watch(fleet: RepairFleet, within_s: float = 240) -> Times:
     asked = wait(lambda: [row for row in fleet.saves() if row[3] != "-"], "a checkpoint that was asked for")
     checkpoint = (asked[0][0] - fleet.fault_ns) / 1e9
     assert asked[0][1] == "saved", asked
-    wait(lambda: fleet.node_says("gn1")[1].startswith("gpuvigil: "), "our drain")
+    wait(fleet.held, "our hold")
     held = now_s()
     wait(lambda: any(step.node != "gn1" for step in fleet.steps()), "steps elsewhere")
-    before = [step for step in fleet.steps() if step.restarts == 0]
-    after = [step for step in fleet.steps() if step.restarts > 0]
+    before = [step for step in fleet.steps() if step.node == "gn1"]
+    after = [step for step in fleet.steps() if step.node != "gn1"]
     elsewhere = (after[0].at_ns - fleet.fault_ns) / 1e9
     wait(lambda: any(a["kind"] == "validate" and a["state"] == "done" for a in fleet.actions()), "validation")
     passed = now_s()
@@ -58,9 +59,34 @@ def watch(fleet: RepairFleet, within_s: float = 240) -> Times:
     )  # fmt: skip
 
 
-def told(fleet: RepairFleet) -> str:
+def offend(fleet: Fleet, within_s: float = 180) -> list[float]:
+    """Follow a node that fails again and again, until a person is asked; returns the held times, in s.
+
+    Its held times grow: each return waits twice as long as the one before. At last it stays held.
+    """
+    times = []
+    for number in range(1 + len(fleet.again_s)):
+        try:
+            stack.wait_for(fleet.held, within_s + fleet.fault_at_s, f"hold {number + 1}")
+            since = time.monotonic()
+            stack.wait_for(partial(_over, fleet, number), within_s, "what it comes to")
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{told(fleet)}") from None
+        times.append(time.monotonic() - since)
+        if fleet.held():
+            return times
+    raise AssertionError(f"never kept for a person\n{told(fleet)}")
+
+
+def _over(fleet: Fleet, number: int) -> bool:
+    """Whether gn1 is free again, or its case of this number, from 0, has ended."""
+    mine = [case for case in fleet.cases() if case["node"] == "gn1"]
+    return not fleet.held() or (len(mine) > number and bool(mine[number]["outcome"]))
+
+
+def told(fleet: Fleet) -> str:
     """All that helps to understand a run that went wrong."""
-    parts = [f"slurm: {fleet.slurm.run('sinfo', '-N', '-o', '%N %T %E')}\n{fleet.slurm.run('squeue')}"]
+    parts = [fleet.told()]
     with contextlib.suppress(OSError):
         parts += [json.dumps(fleet.get(path), indent=1)[-6000:] for path in ("cases", "actions")]
     return "\n".join([*parts, fleet.log("collector")])

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.repair_fleet import INTERVAL, RepairFleet, repair_fleet
+from integration.repair_base import INTERVAL
+from integration.repair_fleet import RepairFleet, repair_fleet
 from integration.repair_watch import told, watch
 from integration.slurm_lab import SlurmLab, until
 from integration.slurm_verdicts import VerdictNode
