@@ -225,7 +225,7 @@ ENDED: Final[frozenset[ActionState]] = frozenset({"denied", "would", "done", "fa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A proposal and what became of it. outcome: for people; once issued, "" until the actuator took it."""
+    """A proposal and what became of it. outcome: for people. answered: the actuator has taken it."""
 
     proposal: Proposal
     state: ActionState
@@ -236,6 +236,7 @@ class Action:
     decided_ns: int = 0
     changed_ns: int = 0
     issued_ns: int = 0
+    answered: bool = False
     actuator: str = ""
     domain: str = ""
     partition: str = ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from gpuvigil_collector.action import (
     HARMLESS,
@@ -27,10 +27,24 @@ from gpuvigil_collector.tended import Tended
 from gpuvigil_protos import log
 
 SETTLE: Final = 2.0
-"""An absent effect is believed after so many times its deadline: until then it may still arrive."""
+"""An absent effect may still arrive: it is believed after so many of its deadlines, or as `Bounded` says."""
 FRESH_S: Final = 60.0
 """A verdict is acted on within so long: the fleet is another one later."""
 _TEXT_MAX: Final = 500
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """An actuator whose effects arrive soon or never.
+
+    arrives_s: what it was asked for, and nobody answered, has not arrived and will not, once its looks have
+    said absent for so long without a break. A scheduler that stands answers no look.
+    """
+
+    @property
+    def arrives_s(self) -> float:
+        """Seconds."""
+        ...
 
 
 class Store(Protocol):
@@ -89,7 +103,7 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - a bug of one actuator must not stop detection; looks decide
             self._bug(actuator, error)
             return self.become(issued, "ambiguous", f"{actuator.name} failed: {type(error).__name__}")
-        return self.become(issued, "issued", said or "taken")
+        return self.become(replace(issued, answered=True), "issued", said or "taken")
 
     def watch(self, action: Action, actuator: Actuator | None, *, late: bool, settled: bool) -> Action:
         """Look at an issued or ambiguous action. late: past its deadline; settled: absent may be believed."""

@@ -20,12 +20,13 @@ from gpuvigil_collector.action import (
     Actuator,
     Fence,
     Kind,
+    Look,
     RefusedError,
 )
 from gpuvigil_collector.action_store import ActionStore, Told
 from gpuvigil_collector.actuators import ACTUATORS, ToolFields, Tools
 from gpuvigil_collector.actuators.supervisor import SupervisorActuator
-from gpuvigil_collector.attempt import SETTLE, Attempt
+from gpuvigil_collector.attempt import SETTLE, Attempt, Bounded
 from gpuvigil_collector.tended import Tended
 
 _QUEUE_MAX: Final = 64
@@ -38,12 +39,13 @@ _AGAIN: Final[frozenset[ActionState]] = frozenset({"proposed", "awaiting", "deni
 
 @dataclass(slots=True)
 class _Watched:
-    """An action whose effect is looked for. Times of the steady clock, s."""
+    """An action whose effect is looked for. Times of the steady clock, s; absent_s: looks say so since."""
 
     action: Action
     since_s: float
     due_s: float
     wait_s: float = _LOOK_FIRST_S
+    absent_s: float | None = None
 
 
 def actuators_of(tools: Tools) -> list[Actuator]:
@@ -219,12 +221,9 @@ class Executor:
         with self._watching:
             if asked.id not in self._watched:
                 return  # a person settled it meanwhile
-            watched.action = self._attempt.conclude(
-                watched.action,
-                seen,
-                late=lasted_s >= asked.deadline_s,
-                settled=lasted_s >= SETTLE * asked.deadline_s,
-            )
+            settled = lasted_s >= SETTLE * asked.deadline_s or self._never_arrived(watched, seen)
+            late = lasted_s >= asked.deadline_s
+            watched.action = self._attempt.conclude(watched.action, seen, late=late, settled=settled)
             if watched.action.state in ENDED:
                 del self._watched[asked.id]
         if watched.action.state in ENDED:
@@ -232,6 +231,18 @@ class Executor:
             return
         watched.due_s = self._attempt.steady_s() + watched.wait_s
         watched.wait_s = min(watched.wait_s * 1.5, _LOOK_MOST_S)
+
+    def _never_arrived(self, watched: _Watched, seen: Look) -> bool:
+        """Whether an effect that nobody answered for has been absent longer than it could take to arrive."""
+        now_s = self._attempt.steady_s()
+        if seen.state not in ("absent", "foreign"):
+            watched.absent_s = None
+        elif watched.absent_s is None:
+            watched.absent_s = now_s
+        actuator = self._by_name.get(watched.action.actuator)
+        if watched.absent_s is None or watched.action.answered or not isinstance(actuator, Bounded):
+            return False
+        return now_s - watched.absent_s >= actuator.arrives_s
 
     def _until_due(self) -> float:
         with self._watching:

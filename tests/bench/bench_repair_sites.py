@@ -1,15 +1,16 @@
 """A lost GPU under a job, repaired on a real scheduler with four nodes: how long each stage takes.
 
     python tests/bench/bench_repair_sites.py [--on slurm kubernetes] [--runs 20] [--together 1]
-                                             [--clean-wait 15] [--offender]
+                                             [--clean-wait 15] [--offender] [--kill collector agent]
 
 Each run has a Slurm, or a Kubernetes control plane, a collector, four agents and a job of its own, all state
 fresh, and the shipped policy and limits. Judged from outside (tests/integration/repair_watch.py). The site's
 power tool takes the fault's 17 s to bring the node back: that is no time of gpuvigil's. On Kubernetes
 scheduler and kubelets are the test's (kube_kubelet.py), the pod a process. --offender: the same GPU is lost
-three times, state kept, the pause between two holds of a domain lifted. Needs root, and Slurm with munge or
-the cluster's programs; a scheduler that is not there is said to be left out. Ends with status 1 when a run
-did not end with its node returned (the offender: kept).
+three times, state kept, the pause between two holds of a domain lifted. --kill: a run for each transition
+of the repair that is on disk, at which collector or agent are killed and started again. Needs root, and Slurm
+with munge or the cluster's programs; a scheduler that is not there is said to be left out. Ends with status 1
+when a run did not end with its node returned (the offender: kept).
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ from integration.kube_lab import CACHE  # noqa: E402
 from integration.kube_repair import kube_fleet  # noqa: E402
 from integration.repair_base import INTERVAL, Fleet  # noqa: E402
 from integration.repair_fleet import repair_fleet  # noqa: E402
+from integration.repair_kill import kill_at, repeated  # noqa: E402
 from integration.repair_watch import Times, offend, watch  # noqa: E402
 from integration.slurm_lab import slurm_lab  # noqa: E402
 from intervals import upper_bound  # noqa: E402
 
 STAGES = ("incident open", "checkpoint acknowledged", "node held", "job runs elsewhere", "test passed",
           "node returned")  # fmt: skip
+TRANSITIONS = 17  # five effects intended, issued and done, the checkpoint issued and done
 PROGRAMS = {"slurm": "slurmctld", "kubernetes": str(CACHE / "bin/kube-apiserver")}
 
 
@@ -92,6 +95,39 @@ def offender(kind: str, clean_wait_s: int) -> int:
     return 0 if kept and len(returned) == 2 else 1
 
 
+def kill(kind: str, what: str, number: int) -> tuple[str, float, str]:
+    """Kill at one transition: which it was, the seconds from the fault to the case's end, what was wrong."""
+    time.sleep(3 * (number % 4))
+    with tempfile.TemporaryDirectory(prefix="gv-repair-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        try:
+            with site(kind, folder, restore_grace_s=30) as fleet:
+                action, state = kill_at(fleet, number, what)
+                lasted_s = time.time() - fleet.fault_ns / 1e9
+                outcome = fleet.cases()[0]["outcome"]
+                wrong = repeated(fleet) or ("" if outcome == "returned" and not fleet.held() else outcome)
+                print(f"{kind} {number}: {state} {lasted_s:.0f} s {wrong}", file=sys.stderr, flush=True)
+                return f"{action.split('-')[3]} {state}", lasted_s, wrong
+        except AssertionError as error:
+            print(f"{kind} {number}: {str(error)[:3000]}", file=sys.stderr, flush=True)
+            return f"transition {number}", float("nan"), "did not end"
+
+
+def kills(kind: str, what: str, together: int) -> int:
+    """Kill at every transition; returns how many runs did not end as they should."""
+    with ThreadPoolExecutor(together) as pool:
+        rows = list(pool.map(lambda number: kill(kind, what, number), range(1, TRANSITIONS + 1)))
+    print(f"{kind}, kill -9 of the {what} at each of {TRANSITIONS} transitions, {together} at a time. "
+          f"{harness.machine()}")  # fmt: skip
+    print("| killed at | fault to the case's end, s | node returned, nothing twice |\n|---|---|---|")
+    for at, lasted_s, wrong in rows:
+        print(f"| {at} | {lasted_s:.0f} | {wrong or 'yes'} |")
+    bad = sum(bool(wrong) for _, _, wrong in rows)
+    print(f"\n{bad} of {len(rows)} wrong (95 % upper bound {upper_bound(bad, len(rows)):.3f})\n")
+    return bad
+
+
 def main() -> int:
     """Print a table for each scheduler."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -101,11 +137,15 @@ def main() -> int:
     parser.add_argument("--together", type=int, default=1)
     parser.add_argument("--clean-wait", type=int, default=15)
     parser.add_argument("--offender", action="store_true")
+    parser.add_argument("--kill", nargs="+", choices=("collector", "agent"), default=[])
     given = parser.parse_args()
     failed = 0
     for kind in given.on:
         if shutil.which(PROGRAMS[kind]) is None:
             print(f"repair on {kind}: left out, {PROGRAMS[kind]} is not there")
+            continue
+        if given.kill:
+            failed += sum(kills(kind, what, given.together) for what in given.kill)
             continue
         if given.offender:
             failed += offender(kind, given.clean_wait)

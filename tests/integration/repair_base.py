@@ -235,6 +235,11 @@ class Fleet:
         os.killpg(self.collector.pid, signal.SIGKILL)
         self.collector.wait(10)
 
+    def kill_agent(self, node: str) -> None:
+        """SIGKILL to one node's agent and its driver process."""
+        os.killpg(self.agents[node].pid, signal.SIGKILL)
+        self.agents[node].wait(10)
+
     def stop(self) -> None:
         """End the agents and the collector, by pid."""
         processes = [*self.agents.values(), *([self.collector] if self.collector is not None else [])]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from integration.repair_base import INTERVAL
 from integration.repair_fleet import RepairFleet, repair_fleet
+from integration.repair_kill import kill_at, repeated
 from integration.repair_watch import told, watch
 from integration.slurm_lab import SlurmLab, until
 from integration.slurm_verdicts import VerdictNode
@@ -126,56 +126,6 @@ def prolog_of(node: VerdictNode) -> Iterator[list[tuple[float, str]]]:
         asking.join(30)
 
 
-def transitions(state: Path) -> list[tuple[str, str]]:
-    """(id, state) of each action on disk; read beside the collector."""
-    with contextlib.suppress(sqlite3.Error):
-        with contextlib.closing(sqlite3.connect(f"file:{state}/actions.sqlite?mode=ro", uri=True)) as base:
-            return base.execute("SELECT id, state FROM actions").fetchall()
-    return []
-
-
-def moments(fleet: RepairFleet, within_s: float = 120) -> Iterator[tuple[str, str]]:
-    """Each transition of an action (not a denial) as it comes to be on disk."""
-    seen: set[tuple[str, str]] = set()
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        for row in transitions(fleet.folder / "collector"):
-            if row not in seen and row[1] != "denied":
-                seen.add(row)
-                yield row
-        time.sleep(0.002)
-    raise AssertionError(f"no further transition within {within_s} s\n{told(fleet)}")
-
-
-def ended(fleet: RepairFleet, within_s: float) -> bool:
-    """Whether the one case ends in time."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            if (cases := fleet.cases()) and cases[0]["outcome"]:
-                return True
-        time.sleep(0.5)
-    return False
-
-
-def left_to_looks(fleet: RepairFleet) -> None:
-    """Killed between "issued" and the effect: that may still arrive, so it is looked for and not repeated.
-
-    It is believed absent after twice its deadline, and the step's own deadline hands it to a person before
-    that: ten minutes for a move, which this test does not wait for. The drain is known, and no orphan.
-    """
-    [case] = fleet.cases()
-    assert (case["waits"] or "").endswith(": ambiguous"), told(fleet)
-    assert case["held"] == bool(fleet.node_says("gn1")[1]), told(fleet)
-    assert slurm_restarts(fleet) <= 1
-    reboots = fleet.folder / "reboots"
-    assert not reboots.exists() or reboots.read_text().split() == ["gn1"]
-
-
-def slurm_restarts(fleet: RepairFleet) -> int:
-    return int(fleet.slurm.job(fleet.job)["restart_cnt"])
-
-
 @pytest.mark.parametrize("turn", [1])
 def test_r3_a_collector_killed_in_the_midst_of_a_repair_ends_it_and_repeats_nothing(
     slurm: SlurmLab, folder: Path, turn: int
@@ -185,22 +135,13 @@ def test_r3_a_collector_killed_in_the_midst_of_a_repair_ends_it_and_repeats_noth
     number = random.Random(f"{seed}/{turn}").randrange(1, 11)
     since = log_size(slurm)
     with repair_fleet(slurm, folder, restore_grace_s=30) as fleet:
-        fleet.start()
-        coming = moments(fleet)
-        for _ in range(number):
-            at = next(coming)
-        fleet.kill_collector()
+        at = kill_at(fleet, number)
         print(f"seed {seed}: killed at transition {number}, {at}")
-        time.sleep(1)
-        fleet.start_collector()
-        if not ended(fleet, 180):
-            left_to_looks(fleet)
-            return
         [case] = fleet.cases()
         assert case["outcome"] == "returned", told(fleet)
         takes_work_again(fleet)
         assert all(fleet.node_says(node)[1] == "" for node in ("gn2", "gn3", "gn4"))
         assert slurm.job(fleet.job)["restart_cnt"] == 1, "requeued once"
-        assert (folder / "reboots").read_text().split() == ["gn1"], "rebooted once"
+        assert repeated(fleet) == ""
         nothing_lost(fleet)
     assert len(changes(fleet, since, "reason set to: gpuvigil: gpu_lost")) == 1, "drained once"

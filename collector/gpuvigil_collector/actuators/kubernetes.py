@@ -20,6 +20,7 @@ from gpuvigil_collector.kube.api import Deadline, KubeApi, KubeError, connection
 from gpuvigil_collector.kube.settings import KubernetesSettings
 
 _LOOK_S: Final = 10.0
+_ARRIVES_LEAST_S: Final = 20.0
 
 
 class KubernetesActuator:
@@ -37,6 +38,7 @@ class KubernetesActuator:
     ) -> None:
         self._calls = Calls(api, now_ns)
         self._namespace = settings.namespace
+        self.arrives_s = max(_ARRIVES_LEAST_S, 2 * float(settings.call_timeout))
         self._holding = Holding(self._calls, settings)
         self._moving = Moving(self._calls, settings)
 

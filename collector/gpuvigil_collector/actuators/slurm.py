@@ -31,7 +31,7 @@ class SlurmActuator:
     """An `Actuator` over one Slurm cluster. clock: ns since the epoch, for the lease.
 
     A command whose answer was lost may lie in the queue of a slurmctld that stands, and have its effect once
-    that goes on: the executor believes a look that then says absent only after a while.
+    that goes on: the executor believes looks that then say absent only after a while (`arrives_s`).
     """
 
     settings: SlurmSettings
@@ -46,6 +46,11 @@ class SlurmActuator:
     def __post_init__(self) -> None:
         self._nodes = NodeHands(self.client)
         self._jobs = JobHands(self.client, self.settings)
+
+    @property
+    def arrives_s(self) -> float:
+        """Twice what one change may last."""
+        return 2 * float(self.settings.call)
 
     def look(self, action: Action) -> Look:
         """Say whether the action's effect is in place. Never raises: unknown instead."""
