@@ -119,12 +119,6 @@ class ActionStore:
         rows = self._use(lambda database: database.execute("SELECT id, body FROM cases").fetchall())
         return None if rows is None else dict(rows)
 
-    def case(self, case_id: str) -> str | None:
-        """Return one case's record, None where there is none (or `fault` says why)."""
-        query = "SELECT body FROM cases WHERE id = ?"
-        row = self._use(lambda database: database.execute(query, (case_id,)).fetchone())
-        return str(row[0]) if row else None
-
     def close(self) -> None:
         """Close the file."""
         with self._lock:

@@ -55,20 +55,6 @@ class Held:
     until_wall_ns: int
 
 
-class NoLease:
-    """Where no lease store is shared: nobody may act."""
-
-    fault = "no lease store is configured: this collector only observes"
-
-    def fence(self) -> Fence | None:
-        """Never ours."""
-        return None
-
-    def state(self) -> str:
-        """Say why."""
-        return self.fault
-
-
 class RenewedLease(ABC):
     """A lease that a thread of its own takes where it is free, renews, and gives back at the end.
 

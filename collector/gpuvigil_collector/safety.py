@@ -280,8 +280,3 @@ def authorise(state: FleetState, proposal: Proposal, now_ns: int) -> Verdict:
         trips_breaker=trips,
         interrupts=tuple(job.job for job in question.interrupted()),
     )
-
-
-def why(verdict: Verdict) -> str:
-    """Return every gate's word and numbers, one a line, for people."""
-    return "\n".join(f"{'ok  ' if g.passed else 'DENY'} {g.name}: {g.detail}" for g in verdict.gates)

@@ -1,4 +1,4 @@
-"""kill -9 of collector or agent in the midst of a repair, as one of its transitions is on disk; how it ends."""
+"""kill -9 of collector or agent in the midst of a repair, as a transition of it is on disk; how it ends."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 from gpuvigil_collector import policy
 from gpuvigil_collector.action import (
     Action,
+    ActionState,
     FleetState,
     Gate,
     JobState,
@@ -75,6 +76,7 @@ class Effects:
         self.kinds = kinds
         self.asked: list[tuple[Kind, str]] = []
         self.fails: dict[Kind, str] = {}
+        self.lost: dict[Kind, str] = {}  # once each: nobody ever took it
         self.silent: set[Kind] = set()
         self._ended: list[Told] = []
         self.sequence = 0
@@ -87,8 +89,9 @@ class Effects:
         self.asked.append((proposal.kind, proposal.job or proposal.gpu or proposal.node))
         if proposal.kind in self.silent:
             return action
-        why = self.fails.get(proposal.kind)
-        self.ends(replace(action, state="failed" if why else "done", outcome=why or "seen"))
+        why, lost = self.fails.get(proposal.kind), self.lost.pop(proposal.kind, "")
+        state: ActionState = "failed" if why or lost else "done"
+        self.ends(replace(action, state=state, outcome=why or lost or "seen", answered=not lost))
         return action
 
     def ends(self, action: Action) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuvigil_collector.lease import Clock, NoLease
+from gpuvigil_collector.lease import Clock
 from gpuvigil_collector.lease_file import SqliteLease
 
 SECOND = 1_000_000_000
@@ -195,7 +195,6 @@ def test_a_folder_that_cannot_be_made_is_told(host, tmp_path):
     lease = SqliteLease(tmp_path / "file" / "lease.sqlite", clock=host.clock)
     lease.renew()
     assert lease.fence() is None and "only observes" in lease.fault
-    assert NoLease().fence() is None and "only observes" in NoLease().state()
 
 
 def test_the_thread_renews_and_gives_back(tmp_path):

@@ -53,6 +53,17 @@ def test_r12_a_node_that_fails_its_test_under_load_goes_to_a_person() -> None:
     assert (world.case.outcome, world.case.held) == ("handed_over", True) and "release" not in world.kinds
 
 
+def test_r3_a_test_that_was_never_begun_is_asked_for_again() -> None:
+    """As after a collector that was killed between its intent and the node's answer."""
+    world = World()
+    world.effects.lost["validate"] = "never begun: the collector stopped before it"
+    world.fault("gpu_lost")
+    world.tick(8)
+    world.open.clear()
+    world.tick(200, seconds=60)
+    assert world.kinds.count("validate") == 2 and world.case.outcome == "returned"
+
+
 def test_r12_a_restart_in_the_clean_wait_shortens_nothing() -> None:
     world = World()
     world.fault("gpu_lost")

@@ -25,6 +25,7 @@ class Validate:
 
     name = "validate"
     kinds: frozenset[Kind] = frozenset({"validate"})
+    arrives_s = 2 * _CALL_S
 
     def __init__(self, call: AgentCall) -> None:
         self._call = call

@@ -222,7 +222,8 @@ class SafeHands:
                 self.kept.marks.treat(case.node, now_ns)
             return Word("done", action.outcome)
         if action.state in {"failed", "denied", "expired"}:
-            return Word("failed", action.outcome)
+            begun = action.state != "failed" or action.answered
+            return Word("failed", action.outcome, begun=begun)
         return Word("waits", f"{step.do} of {action.proposal.job or case.node}: {action.state}")
 
     def _too_soon(self, case: Case) -> bool:

@@ -22,10 +22,14 @@ Progress = Literal["waits", "done", "failed", "would", "rejected", "lost"]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """How an effect stands, and why, for people. lost: nobody can tell any more what became of it."""
+    """How an effect stands, and why, for people. lost: nobody can tell any more what became of it.
+
+    begun: of a failed one, whether the actuator ever took it.
+    """
 
     progress: Progress
     why: str = ""
+    begun: bool = True
 
 
 class Hands(Protocol):
@@ -161,7 +165,7 @@ class Walk:
         if word.progress == "lost":
             return self._hand_over(case, word.why, scene.now_ns)
         if word.progress == "failed":
-            return self._again(case, step, word.why, scene.now_ns)
+            return self._again(case, step, word, scene.now_ns)
         case.note(scene.now_ns, step.do, "done")
         if step.do == "hold":
             case.held, case.hold, case.held_ns, case.held_seen = True, case.action, scene.now_ns, False
@@ -229,15 +233,18 @@ class Walk:
             return True
         return self._take(case, step, word, scene)
 
-    def _again(self, case: Case, step: Step, why: str, now_ns: int) -> bool:
-        """A failed attempt did not happen, for certain: it may be made anew, a few times."""
+    def _again(self, case: Case, step: Step, word: Word, now_ns: int) -> bool:
+        """A failed attempt did not happen, for certain: it may be made anew, a few times.
+
+        A test that a node did not pass is not asked for again; one that was never begun is.
+        """
         case.attempt += 1
         case.action = ""
-        if case.attempt < ATTEMPTS_MAX and step.do != "validate":
-            case.note(now_ns, step.do, f"attempt {case.attempt} failed: {why}")
-            case.waits = why
+        if case.attempt < ATTEMPTS_MAX and (step.do != "validate" or not word.begun):
+            case.note(now_ns, step.do, f"attempt {case.attempt} failed: {word.why}")
+            case.waits = word.why
             return False
-        return self._failed(case, step, why, now_ns)
+        return self._failed(case, step, word.why, now_ns)
 
     def _failed(self, case: Case, step: Step, why: str, now_ns: int) -> bool:
         case.note(now_ns, step.do, f"failed: {why}")
