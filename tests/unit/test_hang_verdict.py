@@ -81,6 +81,19 @@ def test_who_ends_a_hung_job_is_no_timeout(job: FakeJob, timeout: str, fault_cla
     assert [one.fault_class for one in told(job.run(1))] == ([fault_class] if fault_class else [])
 
 
+@pytest.mark.parametrize(("timeout", "fault_class"), [("20", "hang"), ("600", "process_dead")])
+def test_a_death_where_nobody_is_blamed_is_the_fault_unless_the_job_had_timed_out(
+    job, timeout, fault_class
+) -> None:
+    job.held[1] = "all alike"
+    job.run(12)
+    says(job, timeout)
+    job.run(10)
+    job.down(2)
+    [found] = told(job.run(1))
+    assert (found.fault_class, found.severity) == (fault_class, "critical")
+
+
 def test_a_death_long_after_a_hang_that_passed_is_a_death(job: FakeJob) -> None:
     job.held[3] = "stopped"
     job.run(20)
