@@ -62,12 +62,17 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: i
     return total
 
 
-def main() -> None:
-    """Train, save, and write down each step's loss to the last bit."""
+def join() -> int:
+    """Join the others; return this rank."""
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_S", "1800")))
     dist.init_process_group("gloo", timeout=timeout)
-    rank = dist.get_rank()
+    return dist.get_rank()
+
+
+def main() -> None:
+    """Train, save, and write down each step's loss to the last bit."""
+    rank = join()
     torch.manual_seed(0)
     model = torch.nn.Linear(8, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
