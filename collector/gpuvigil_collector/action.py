@@ -256,6 +256,7 @@ class Look:
     state: Literal["absent", "done", "foreign", "unknown", "failed"]
     detail: str = ""
     token: str = ""
+    partly: bool = False  # of an absent one: a part of it is there, so it has arrived
 
 
 class RefusedError(Exception):

@@ -119,7 +119,10 @@ class Attempt:
         """Write down what a look told, where it told something."""
         if seen.state == "done":
             return self.become(action, "done", _both(action.outcome, seen.detail))
-        if seen.state == "failed" or (seen.state in ("absent", "foreign") and settled):
+        if seen.state == "failed":  # it was taken, whether or not its answer came
+            taken = replace(action, answered=True)
+            return self.become(taken, "failed", _both("it did not come about: failed", seen.detail))
+        if seen.state in ("absent", "foreign") and settled:
             return self.become(action, "failed", _both(f"it did not come about: {seen.state}", seen.detail))
         if action.state == "issued" and late:
             return self.become(action, "ambiguous", _both("it is not seen in time", seen.detail))

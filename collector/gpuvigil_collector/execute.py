@@ -235,7 +235,7 @@ class Executor:
     def _never_arrived(self, watched: _Watched, seen: Look) -> bool:
         """Whether an effect that nobody answered for has been absent longer than it could take to arrive."""
         now_s = self._attempt.steady_s()
-        if seen.state not in ("absent", "foreign"):
+        if seen.partly or seen.state not in ("absent", "foreign"):
             watched.absent_s = None
         elif watched.absent_s is None:
             watched.absent_s = now_s

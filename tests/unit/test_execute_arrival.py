@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 from unit.action_help import World, action
 
+from gpuvigil_collector.action import Look
+
 
 @pytest.fixture
 def world(tmp_path):
@@ -59,3 +61,20 @@ def test_r3_what_a_crash_left_without_an_answer_is_tried_anew_once_it_cannot_arr
     world.step(6, after_s=10)
     assert (world.state(), world.state("a2")) == ("failed", "ambiguous")
     assert world.fake.applied == []
+
+
+def test_r4_what_is_there_in_part_has_arrived(world):
+    world.fake.answers = ["lost"]
+    world.executor.submit(action(deadline_s=600.0))
+    world.fake.look = lambda asked: Look(state="absent", detail="3 of 8", partly=bool(world.fake.applied))
+    world.step(1)
+    world.step(20, after_s=30)
+    assert world.state() == "ambiguous", "a gang is not evicted once more with its replacements"
+
+
+def test_r4_a_look_that_says_failed_proves_that_it_was_taken(world):
+    world.fake.answers, world.fake.looks = ["lost"], ["absent", "failed"]
+    world.executor.submit(action())
+    world.step(2, after_s=1)
+    kept = world.store.get("a1")
+    assert (kept.state, kept.answered) == ("failed", True)

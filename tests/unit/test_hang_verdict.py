@@ -44,13 +44,13 @@ def test_a_timeout_told_before_the_stand_is_none_of_it(job: FakeJob) -> None:
 
 def test_ranks_that_give_up_end_of_the_hang_and_its_culprit_stays_named(job: FakeJob) -> None:
     job.held[3] = "stopped"
-    [hang] = job.run(18)
-    assert (hang.severity, hang.entity) == ("warning", "n1/rank:j/3")
+    [hang] = job.run(21)
+    assert (hang.severity, hang.entity) == ("critical", "n1/rank:j/3")
     job.down(0)
     [verdict] = told(job.run(1))
     assert (verdict.fault_class, verdict.severity, verdict.entity) == ("hang", "critical", "n1/rank:j/3")
     assert (verdict.rule, verdict.start_ns) == (hang.rule, hang.start_ns), "the same claim"
-    assert "then ranks gave up, rank 0 after 18 s" in verdict.sentence
+    assert "then ranks gave up, rank 0 after 21 s" in verdict.sentence
     for rank in (1, 2, 3):
         job.down(rank, after_ns=rank * 400_000_000)
     found = job.run(5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from gpuvigil_collector.action import Action, AmbiguousError, Fence, Look, RefusedError
 from gpuvigil_collector.actuators.kubernetes_calls import Calls, pause
@@ -40,7 +40,8 @@ class Moving:
         left = _still(pods, action.before)
         total = len(action.before) // _TOKEN_CHARACTERS
         detail = f"{total - len(left)} of {total} pods evicted"
-        return Look(state="absent" if left else "done", detail=detail, token=action.before)
+        state: Literal["absent", "done"] = "absent" if left else "done"
+        return Look(state=state, detail=detail, token=action.before, partly=0 < len(left) < total)
 
     def move(self, action: Action, fence: Fence, deadline: Deadline) -> str:
         """Evict the gang's pods, all of them or none as far as budgets tell beforehand.

@@ -49,8 +49,8 @@ class SlurmActuator:
 
     @property
     def arrives_s(self) -> float:
-        """Twice what one change may last."""
-        return 2 * float(self.settings.call)
+        """Twice what one change may last, and a minute at least: slurmctld may hold it back for others."""
+        return max(60.0, 2 * float(self.settings.call))
 
     def look(self, action: Action) -> Look:
         """Say whether the action's effect is in place. Never raises: unknown instead."""

@@ -66,15 +66,16 @@ class Hangs:
     def gave_up(self, job: Job, dead: Claim) -> Claim | None:
         """Return the verdict on a job whose ranks ended while it stood; None where their end is the fault.
 
-        It is where the first that died is a culprit itself; before the job's own timeout also where nobody is
-        blamed (that rank may have held all), or where all ended at once: somebody ended the job.
+        It is where the first that died is a culprit itself; before the job's own timeout also where nobody
+        was blamed for long (that rank may have held all), or where all ended at once, as a person does.
         """
         watched = self._watched.get(job.name)
         if watched is None or watched.claim is None or dead.rank is None or dead.start_ns <= watched.since_ns:
             return None
         stall, waited_s = watched.stall, (dead.start_ns - watched.since_ns) / SECOND_NS
-        victims = bool(stall.culprits) and not dead.together
-        if dead.rank.number in stall.culprits or not (victims or _timed_out(stall, waited_s)):
+        victims = watched.looks >= _VERDICT_LOOKS and bool(stall.culprits) and not dead.together
+        gave_up = victims or _timed_out(stall, waited_s + stall.limit_s)  # it was begun earlier
+        if dead.rank.number in stall.culprits or not gave_up:
             return None
         sentence = (
             f"{watched.claim.sentence}; then ranks gave up, rank {dead.rank.number} after {waited_s:.0f} s"
