@@ -13,10 +13,7 @@ _GPUS_MAX: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One judgement. rank None: it is about the whole job. notify False: recorded, opens nothing.
-
-    together: of ranks that died, all did at once.
-    """
+    """One judgement. rank None: it is about the whole job. notify False: recorded, opens nothing."""
 
     rule: str
     fault_class: str
@@ -26,7 +23,6 @@ class Claim:
     evidence: Evidence
     rank: Rank | None = None
     notify: bool = True
-    together: bool = False
 
     def finding(self, job: Job, now_ns: int) -> Finding:
         """Turn it into a finding about the rank's entity, else about the job's."""

@@ -73,8 +73,10 @@ class Hangs:
         if watched is None or watched.claim is None or dead.rank is None or dead.start_ns <= watched.since_ns:
             return None
         stall, waited_s = watched.stall, (dead.start_ns - watched.since_ns) / SECOND_NS
-        victims = watched.looks >= _VERDICT_LOOKS and bool(stall.culprits) and not dead.together
-        gave_up = victims or _timed_out(stall, waited_s + stall.limit_s)  # it was begun earlier
+        ended_by_somebody = not dead.notify
+        victims = watched.looks >= _VERDICT_LOOKS and bool(stall.culprits) and not ended_by_somebody
+        # the collective that timed out may have been begun before the stand
+        gave_up = victims or _timed_out(stall, waited_s + stall.limit_s)
         if dead.rank.number in stall.culprits or not gave_up:
             return None
         sentence = (

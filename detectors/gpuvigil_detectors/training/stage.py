@@ -220,7 +220,7 @@ def _dead(job: Job, now_ns: int) -> Claim | None:
     )
     return Claim(
         rule="rank_died", fault_class="process_dead", severity="info" if together else "critical",
-        start_ns=first.ended_ns, sentence=sentence, rank=first, notify=not together, together=together,
+        start_ns=first.ended_ns, sentence=sentence, rank=first, notify=not together,
         evidence=Evidence(
             observed=float(len(job.living)), expected=float(job.world_size), unit="ranks",
             since_ns=first.ended_ns, facts=facts_of(job, first),
