@@ -49,31 +49,30 @@ PROGRAMS = {"slurm": "slurmctld", "kubernetes": str(CACHE / "bin/kube-apiserver"
 
 
 @contextlib.contextmanager
-def site(kind: str, folder: Path, **more: Any) -> Iterator[Fleet]:
-    """Make a scheduler and a fleet on it."""
-    if kind == "kubernetes":
-        with kube_fleet(folder, **more) as made:
-            yield made
-    else:
-        with slurm_lab() as slurm, repair_fleet(slurm, folder, **more) as fleet:
-            yield fleet
+def site(kind: str, **more: Any) -> Iterator[Fleet]:
+    """Make a scheduler and a fleet on it, in a folder of their own that jobs reach."""
+    with tempfile.TemporaryDirectory(prefix="gv-repair-") as name, contextlib.ExitStack() as running:
+        folder = Path(name)
+        folder.chmod(0o755)
+        if kind == "kubernetes":
+            yield running.enter_context(kube_fleet(folder, **more))
+        else:
+            slurm = running.enter_context(slurm_lab())
+            yield running.enter_context(repair_fleet(slurm, folder, **more))
 
 
 def one(kind: str, number: int, clean_wait_s: int) -> Times | str:
     """Run one repair from an empty state; what it took, or why it is none."""
     time.sleep(3 * (number % 4))  # runs beside each other do not start at one time
     try:
-        with tempfile.TemporaryDirectory(prefix="gv-repair-") as name:
-            folder = Path(name)
-            folder.chmod(0o755)
-            with site(kind, folder, clean_wait_s=clean_wait_s) as fleet:
-                fleet.start(lease_s=60)
-                times = watch(fleet, 120 + clean_wait_s)
-                [case] = fleet.cases()
-                if case["outcome"] != "returned" or fleet.held():
-                    return f"{case['outcome']}, held {fleet.held()}: {case['trail'][-1:]}\n{fleet.told()}"
-                print(f"{kind} {number}: {times}", file=sys.stderr, flush=True)
-                return times
+        with site(kind, clean_wait_s=clean_wait_s) as fleet:
+            fleet.start(lease_s=60)
+            times = watch(fleet, 120 + clean_wait_s)
+            [case] = fleet.cases()
+            if case["outcome"] != "returned" or fleet.held():
+                return f"{case['outcome']}, held {fleet.held()}: {case['trail'][-1:]}\n{fleet.told()}"
+            print(f"{kind} {number}: {times}", file=sys.stderr, flush=True)
+            return times
     except AssertionError as error:
         return str(error)[:3000]
 
@@ -82,14 +81,11 @@ def offender(kind: str, clean_wait_s: int) -> int:
     """Lose a GPU three times; say how long the node was held each time. Returns 1 where it was not kept."""
     again = (80.0 + clean_wait_s, 190.0 + 4 * clean_wait_s)
     limits = '[remediation.limits]\ndomain_pause = "1s"\n'
-    with tempfile.TemporaryDirectory(prefix="gv-repair-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        with site(kind, folder, clean_wait_s=clean_wait_s, again_s=again, more=limits) as fleet:
-            fleet.start(lease_s=60)
-            *returned, _ = offend(fleet, 240 + 4 * clean_wait_s)
-            case = fleet.cases()[-1]
-            kept = fleet.held() and case["outcome"] == "handed_over"
+    with site(kind, clean_wait_s=clean_wait_s, again_s=again, more=limits) as fleet:
+        fleet.start(lease_s=60)
+        *returned, _ = offend(fleet, 240 + 4 * clean_wait_s)
+        case = fleet.cases()[-1]
+        kept = fleet.held() and case["outcome"] == "handed_over"
     print(f"{kind}: returned after {', '.join(f'{one:.0f} s' for one in returned)} held, then "
           f"{'kept' if kept else 'NOT kept'}: {case['trail'][-1]['what']}\n")  # fmt: skip
     return 0 if kept and len(returned) == 2 else 1
@@ -98,20 +94,17 @@ def offender(kind: str, clean_wait_s: int) -> int:
 def kill(kind: str, what: str, number: int) -> tuple[str, float, str]:
     """Kill at one transition: which it was, the seconds from the fault to the case's end, what was wrong."""
     time.sleep(3 * (number % 4))
-    with tempfile.TemporaryDirectory(prefix="gv-repair-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        try:
-            with site(kind, folder, restore_grace_s=30) as fleet:
-                action, state = kill_at(fleet, number, what)
-                lasted_s = time.time() - fleet.fault_ns / 1e9
-                outcome = fleet.cases()[0]["outcome"]
-                wrong = repeated(fleet) or ("" if outcome == "returned" and not fleet.held() else outcome)
-                print(f"{kind} {number}: {state} {lasted_s:.0f} s {wrong}", file=sys.stderr, flush=True)
-                return f"{action.split('-')[3]} {state}", lasted_s, wrong
-        except AssertionError as error:
-            print(f"{kind} {number}: {str(error)[:3000]}", file=sys.stderr, flush=True)
-            return f"transition {number}", float("nan"), "did not end"
+    try:
+        with site(kind, restore_grace_s=30) as fleet:
+            action, state = kill_at(fleet, number, what)
+            lasted_s = time.time() - fleet.fault_ns / 1e9
+            outcome = fleet.cases()[0]["outcome"]
+            wrong = repeated(fleet) or ("" if outcome == "returned" and not fleet.held() else outcome)
+            print(f"{kind} {number}: {state} {lasted_s:.0f} s {wrong}", file=sys.stderr, flush=True)
+            return f"{action.split('-')[3]} {state}", lasted_s, wrong
+    except AssertionError as error:
+        print(f"{kind} {number}: {str(error)[:3000]}", file=sys.stderr, flush=True)
+        return f"transition {number}", float("nan"), "did not end"
 
 
 def kills(kind: str, what: str, together: int) -> int:
